@@ -1,0 +1,46 @@
+# Everything here needs only Python 3.11+ and make; the rest is installed into $(VENV) on first use.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
+
+demo: $(READY)  ## a shop with a web server, a scheduler and a worker, on its own PostgreSQL (PORT=8000)
+	@$(BIN)/python -m example_project.demo $(ARGS)
+
+test: $(READY)  ## the whole suite (ARGS="-k name" for a part of it)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## what a change must pass, besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m example_project.embedded $(BIN)/python example_project/manage.py makemigrations --check --dry-run
+
+format: $(READY)  ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete what the others made, the demo's data included
+	rm -rf .venv .venv-newest .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp comes last, so that an interrupted installation is taken up again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "pgwerk_django needs Python 3.11 or newer, and $(PYTHON) is none: try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) comes without venv and ensurepip: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) (a minute, the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

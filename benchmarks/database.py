@@ -1,0 +1,89 @@
+"""A fresh database with our tables, and the schedules to fill it with."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import django
+import psycopg
+from django.core.management import call_command
+from django.db import connection
+
+from example_project.embedded import EmbeddedPostgres
+
+ZONES = ("UTC", "Europe/Paris", "America/New_York", "Asia/Kolkata", "Australia/Sydney")
+
+
+def expressions() -> list[str]:
+    """200 cron expressions as sites have them: each few minutes, hourly, daily, working days, monthly."""
+    found = [f"*/{n} * * * *" for n in range(1, 31)]
+    found += [f"{n} * * * *" for n in range(30)]
+    found += [f"{n} {n % 24} * * *" for n in range(10, 60)]
+    found += [f"{n} {n % 12}-{12 + n % 11} * * 1-5" for n in range(50)]
+    found += [f"{n} {n % 24} {1 + n % 28} */3 *" for n in range(40)]
+    return found
+
+
+@contextlib.contextmanager
+def fresh_database(**options: object) -> Iterator[EmbeddedPostgres | None]:
+    """Have DATABASE_URL name a new, migrated database: on the server it names now, else on an embedded one of our own."""
+    with contextlib.ExitStack() as stack:
+        server = None
+        if "DATABASE_URL" not in os.environ:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgwerk-bench-"))
+            server = stack.enter_context(EmbeddedPostgres(folder, options=options))
+            os.environ["DATABASE_URL"] = server.url
+        url, name = os.environ["DATABASE_URL"], f"pgwerk_bench_{os.getpid()}"
+        stack.callback(_execute, url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        _execute(url, f"CREATE DATABASE {name}")
+        os.environ["DATABASE_URL"] = urlsplit(url)._replace(path=f"/{name}").geturl()
+        os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+        django.setup()
+        call_command("migrate", verbosity=0)
+        connection.close()
+        yield server
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg.connect(url.replace("postgres://", "postgresql://", 1), autocommit=True) as server:
+        server.execute(statement)
+
+
+# Each pair of expression and zone once before any comes again: for a thousand schedules nothing is there twice.
+_FILL = """
+INSERT INTO _pgwerk_schedules (
+    name, function, queue, args, kwargs, cron, interval, timezone, origin, anchor_at, next_run_at
+)
+SELECT
+    'shop.tasks.report_' || lpad(n::text, 7, '0'), 'shop.tasks.report', 'default', '[42, "north"]', '{"days": 7}',
+    CASE WHEN is_cron THEN (%(crons)s::text[])[1 + pair %% 200] ELSE '' END,
+    CASE WHEN NOT is_cron THEN (array[60, 300, 900, 3600, 86400])[1 + n %% 5] END,
+    CASE WHEN is_cron THEN (%(zones)s::text[])[1 + pair / 200] ELSE 'UTC' END,
+    'api', first_run_at - interval '1 day', first_run_at
+FROM (
+    SELECT n, random() < %(cron_share)s AS is_cron, n * 617 %% 1000 AS pair,
+        statement_timestamp() + make_interval(secs => %(earliest)s + random() * (%(newest)s - %(earliest)s))
+            AS first_run_at
+    FROM generate_series(1, %(count)s) AS n
+) AS rows
+"""
+
+
+def fill(count: int, *, cron_share: float = 0.5, earliest: float = 3600, newest: float = 86400) -> None:
+    """Have exactly `count` schedules, first due from `earliest` to `newest` seconds from now, and no jobs."""
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE _pgwerk_schedules, _pgwerk_jobs")
+        cursor.execute(
+            _FILL,
+            {
+                "count": count,
+                "cron_share": cron_share,
+                "earliest": earliest,
+                "newest": newest,
+                "crons": expressions(),
+                "zones": list(ZONES),
+            },
+        )
+        cursor.execute("VACUUM ANALYZE _pgwerk_schedules, _pgwerk_jobs")

@@ -1,0 +1,95 @@
+"""How values look: states as chips, instants in the viewer's zone, durations in words, JSON and text set out to be read."""
+
+import datetime as dt
+import json
+from typing import Any
+
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import Truncator
+from django.utils.translation import gettext
+
+EMPTY = "–"
+EXACT = "%Y-%m-%d %H:%M:%S"
+LONGEST_SHOWN = 10_000  # characters of one value on a page
+
+
+def chip(kind: str, label: Any, title: Any = "") -> SafeString:
+    """A state as a coloured word: the word says it all, the colour only helps."""
+    return format_html('<span class="pgwerk-chip pgwerk-{}" title="{}">{}</span>', kind.lower(), title, label)
+
+
+def note(text: Any, title: Any = "") -> SafeString:
+    return format_html('<span class="pgwerk-note" title="{}">{}</span>', title or text, text)
+
+
+def moment(instant: dt.datetime | None, *, zone: dt.tzinfo | None = None, now: dt.datetime | None = None) -> str:
+    """An instant to the second in the viewer's zone (or `zone`, with its name); with `now`, also how far off it is."""
+    if instant is None:
+        return EMPTY
+    here, there = timezone.localtime(instant), instant.astimezone(zone or dt.UTC)
+    text, title = (f"{there:{EXACT} %Z}", f"{here:{EXACT} %Z}") if zone else (f"{here:{EXACT}}", f"{there:{EXACT} %Z}")
+    when = time_element(instant, text, title)
+    return when if now is None else format_html("{} {}", when, note(relative(instant, now)))
+
+
+def brief(instant: dt.datetime | None, now: dt.datetime, *, zone: dt.tzinfo = dt.UTC) -> str:
+    """An instant in a narrow column: of today the time alone. On hover in full, also in `zone`."""
+    if instant is None:
+        return EMPTY
+    here = timezone.localtime(instant)
+    is_today = here.date() == timezone.localtime(now).date()
+    title = f"{here:{EXACT} %Z}, {instant.astimezone(zone):{EXACT} %Z}"
+    return time_element(instant, f"{here:%H:%M:%S}" if is_today else f"{here:{EXACT}}", title)
+
+
+def time_element(instant: dt.datetime, text: str, title: str) -> SafeString:
+    return format_html('<time datetime="{}" title="{}">{}</time>', instant.isoformat(), title, text)
+
+
+def relative(instant: dt.datetime, now: dt.datetime) -> str:
+    if instant > now:
+        return gettext("in %(span)s") % {"span": span(instant - now)}
+    return gettext("%(span)s ago") % {"span": span(now - instant)}
+
+
+def span(duration: dt.timedelta) -> str:
+    """A duration in its two largest units."""
+    seconds = max(duration.total_seconds(), 0)
+    if seconds < 1:
+        return gettext("%(n)d ms") % {"n": seconds * 1000}
+    if seconds < 10:
+        return gettext("%(n).1f s") % {"n": seconds}
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = (
+        (days, gettext("%(n)d d")),
+        (hours, gettext("%(n)d h")),
+        (minutes, gettext("%(n)d min")),
+        (seconds, gettext("%(n)d s")),
+    )
+    first = next(i for i, (number, _unit) in enumerate(parts) if number)
+    return " ".join(unit % {"n": number} for number, unit in parts[first : first + 2] if number)
+
+
+def shown_text(text: str, *, keep_end: bool = False) -> SafeString:
+    """Text as it is, cut when huge: `keep_end` for tracebacks, whose last line says most."""
+    cut = text[-LONGEST_SHOWN:] if keep_end else text[:LONGEST_SHOWN]
+    block = format_html('<pre class="pgwerk-pre" tabindex="0">{}</pre>', cut)
+    if len(cut) == len(text):
+        return block
+    if keep_end:
+        which = gettext("Only the last %(shown)d of %(all)d characters are shown.")
+    else:
+        which = gettext("Only the first %(shown)d of %(all)d characters are shown.")
+    return format_html("{}{}", block, note(which % {"shown": len(cut), "all": len(text)}))
+
+
+def shown_json(value: Any) -> str:
+    return EMPTY if value is None else shown_text(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def shorten(text: str, length: int = 80) -> SafeString:
+    return note(Truncator(text).chars(length), Truncator(text).chars(LONGEST_SHOWN))

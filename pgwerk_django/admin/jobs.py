@@ -1,0 +1,208 @@
+"""Jobs: what ran, when, for how long, and why not."""
+
+import contextlib
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from pgwerk_django import conf
+from pgwerk_django.admin.display import EMPTY, brief, chip, moment, note, shorten, shown_json, shown_text, span
+from pgwerk_django.admin.pages import ReadOnlyPage, column
+from pgwerk_django.models import Job, Kind, Schedule, Status
+
+RECENT_JOBS = 20
+OUTCOME = ("reason", "error", "errors", "result", "progress")
+
+
+def jobs_named(jobs: QuerySet[Job], name: str) -> QuerySet[Job]:
+    """The jobs of a schedule, by the unique index on their keys, which begin with the name and the due time.
+
+    Another index on a table of millions would cost each tick. A collation may mix others in between: the name decides.
+    """
+    first, last = f"{name}@0001-01-01T00:00:00.000000Z", f"{name}@9999-12-31T23:59:59.999999Z#trigger"
+    return jobs.filter(schedule_name=name, key__gte=first, key__lte=last)
+
+
+def recent_jobs(row: Schedule) -> QuerySet[Job]:
+    jobs = Job.objects.using(row._state.db).annotate(judged_at=Now())
+    return jobs_named(jobs, row.name).defer(*JobAdmin.heavy).order_by("-key")[:RECENT_JOBS]
+
+
+def kind_of(job: Job) -> str:
+    """Only what is out of the ordinary is said."""
+    return "" if job.kind == Kind.SCHEDULED else job.get_kind_display()
+
+
+def duration_of(job: Any) -> str:
+    """How long it ran, or has been running."""
+    if job.started_at is None:
+        return EMPTY
+    if job.status == Status.RUNNING:
+        return gettext("%(span)s so far") % {"span": span(job.judged_at - job.started_at)}
+    return EMPTY if job.finished_at is None else span(job.finished_at - job.started_at)
+
+
+def lateness_of(job: Any) -> str:
+    """From due to started; of one that waits, from when it may run to now. Of a later attempt nobody knows."""
+    if job.status == Status.READY:
+        return span(job.judged_at - job.run_at) if job.judged_at > job.run_at else EMPTY
+    if job.started_at is None or job.claims > 1:
+        return EMPTY
+    return span(job.started_at - (job.due_at or job.run_at))
+
+
+def shown_traceback(text: str) -> str:
+    return shown_text(text, keep_end=True)
+
+
+def earlier_errors(entries: Sequence[Any]) -> str:
+    return format_html_join("", "{}{}", map(_earlier_error, entries)) or EMPTY
+
+
+def _earlier_error(entry: Any) -> tuple[Any, str]:
+    if not isinstance(entry, dict):  # written by another program
+        return "", shown_json(entry)
+    when = entry.get("at", "")
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        when = moment(dt.datetime.fromisoformat(when))
+    heading = format_html('<p class="pgwerk-note">{} {}</p>', gettext("Attempt %s") % entry.get("attempt"), when)
+    return heading, shown_traceback(str(entry.get("error", "")))
+
+
+class JobQueueFilter(admin.SimpleListFilter):
+    """The queues that schedules name: jobs are too many to ask."""
+
+    title = _("queue")
+    parameter_name = "queue"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        schedules = Schedule.objects.using(conf.current().DATABASE).order_by("queue")
+        return [(queue, queue) for queue in schedules.values_list("queue", flat=True).distinct()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset if value is None else queryset.filter(queue=value)
+
+
+class JobScheduleFilter(admin.SimpleListFilter):
+    """Where a schedule's page leads: it shows the one schedule it is about, and is not there otherwise."""
+
+    title = _("schedule")
+    parameter_name = "schedule"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        name = request.GET.get(self.parameter_name)
+        return [(name, name)] if name else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset if value is None else jobs_named(queryset, value)
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnlyPage):
+    list_display = (
+        "shown_name", "shown_status", "shown_reason", "brief_due", "brief_started", "shown_duration", "shown_lateness",
+        "queue", "shown_attempt",
+    )  # fmt: skip
+    list_filter = (JobScheduleFilter, "status", "kind", JobQueueFilter, "enqueued_at")
+    search_fields = ("schedule_name", "function")
+    search_help_text = _("Name of the schedule, function, or id of a job")
+    ordering = ("-id",)  # a UUIDv7 begins with its time
+    sortable_by = ()  # by anything else a million rows would have to be sorted
+    heavy = ("args", "kwargs", "meta", "backoff", "result", "error", "errors", "progress")
+    show_facets = admin.ShowFacets.NEVER  # and counted
+    fieldsets = (
+        (None, {"fields": (
+            "shown_status", "shown_schedule", "kind", "shown_due", "reason", "shown_error", "shown_errors",
+            "shown_result", "shown_progress",
+        )}),
+        (_("What"), {"fields": ("function", "shown_args", "shown_kwargs", "shown_meta", "queue", "target", "priority")}),
+        (_("When"), {"fields": (
+            "shown_enqueued", "shown_run_at", "shown_started", "shown_finished", "shown_duration", "shown_lateness",
+            "shown_expires",
+        )}),
+        (_("Running"), {"fields": (
+            "worker_name", "shown_attempt", "claims", "shown_lease", "shown_cancel_requested", "timeout", "backoff",
+            "key", "id", "external_id",
+        )}),
+    )  # fmt: skip
+    shown_due = column(Job, "due_at", moment)
+    shown_started = column(Job, "started_at", moment)
+    shown_finished = column(Job, "finished_at", moment)
+    shown_enqueued = column(Job, "enqueued_at", moment)
+    shown_run_at = column(Job, "run_at", moment)
+    shown_expires = column(Job, "expires_at", moment)
+    shown_lease = column(Job, "lease_until", moment)
+    shown_cancel_requested = column(Job, "cancel_requested_at", moment)
+    shown_args = column(Job, "args", shown_json)
+    shown_kwargs = column(Job, "kwargs", shown_json)
+    shown_meta = column(Job, "meta", shown_json)
+    shown_result = column(Job, "result", shown_json)
+    shown_progress = column(Job, "progress", shown_json)
+    shown_error = column(Job, "error", shown_traceback)
+    shown_errors = column(Job, "errors", earlier_errors)
+
+    def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
+        try:
+            return queryset.filter(pk=uuid.UUID(search_term.strip())), False
+        except ValueError:
+            return super().get_search_results(request, queryset, search_term)
+
+    @admin.display(description=_("job"))
+    def shown_name(self, job: Job) -> str:
+        name, kind = job.schedule_name or job.function, kind_of(job)
+        return format_html("{} {}", name, note(kind)) if kind else name
+
+    @admin.display(description=_("status"))
+    def shown_status(self, job: Job) -> SafeString:
+        return chip(job.status, job.get_status_display())
+
+    @admin.display(description=_("due at"))
+    def brief_due(self, job: Any) -> str:
+        return brief(job.due_at, job.judged_at)
+
+    @admin.display(description=_("started at"))
+    def brief_started(self, job: Any) -> str:
+        return brief(job.started_at, job.judged_at)
+
+    @admin.display(description=_("duration"))
+    def shown_duration(self, job: Job) -> str:
+        return duration_of(job)
+
+    @admin.display(description=_("lateness"))
+    def shown_lateness(self, job: Job) -> str:
+        return lateness_of(job)
+
+    @admin.display(description=_("attempt"))
+    def shown_attempt(self, job: Job) -> str:
+        return f"{job.attempt} / {job.max_attempts}"
+
+    @admin.display(description=_("reason"))
+    def shown_reason(self, job: Job) -> str:
+        return shorten(job.reason) if job.reason else EMPTY
+
+    # -- one job
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """The first of them without what this job does not have."""
+        fieldsets: Any = super().get_fieldsets(request, obj)
+        (title, options), *others = fieldsets
+        absent = {name for name in OUTCOME if getattr(obj, name) in (None, "", [])}
+        fields = [field for field in options["fields"] if field.removeprefix("shown_") not in absent]
+        return [(title, {**options, "fields": fields}), *others]
+
+    @admin.display(description=_("schedule"))
+    def shown_schedule(self, job: Job) -> Any:
+        schedule = Schedule.objects.using(job._state.db).filter(name=job.schedule_name).only("pk").first()
+        return self.link(job.schedule_name, Schedule, schedule.pk) if schedule else job.schedule_name or EMPTY

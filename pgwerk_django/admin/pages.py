@@ -1,0 +1,93 @@
+"""What the three pages share: our database, PostgreSQL's clock, links that stay on the site, deletions that count."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin.utils import quote
+from django.contrib.admin.views.main import ChangeList
+from django.db import models
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext
+
+from pgwerk_django import conf
+from pgwerk_django.admin.display import EMPTY
+
+MOST_LISTED = 100  # rows that a confirmation page names
+
+
+class LightList(ChangeList):
+    """Leaves in the database what may be large, and of which a list shows a line at most."""
+
+    model_admin: "Page"
+
+    def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        return super().get_queryset(*args, **kwargs).defer(*self.model_admin.heavy)
+
+
+class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's class takes no parameter
+    """Our database, PostgreSQL's clock on each row, and no count of everything."""
+
+    heavy: tuple[str, ...] = ()  # columns that may be large
+    show_full_result_count = False
+    view_on_site: Any = False
+    empty_value_display = EMPTY
+
+    class Media:
+        css: ClassVar = {"all": ("pgwerk_django/admin.css",)}
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).using(conf.current().DATABASE).annotate(judged_at=Now())
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LightList
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[Any, int], set[Any], list[Any]]:
+        """What a deletion deletes: these rows alone, whose history stays. Counted and cut short, never collected."""
+        lacking = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
+        listed = and_more([str(row) for row in objs[:MOST_LISTED]], len(objs))
+        return listed, {self.opts.verbose_name_plural: len(objs)}, lacking, []
+
+    def url(self, model: type[models.Model], view: str, *args: Any) -> str:
+        """A page of this admin site; "" where it does not show that model."""
+        if not self.admin_site.is_registered(model):
+            return ""
+        name = f"admin:{model._meta.app_label}_{model._meta.model_name}_{view}"
+        return reverse(name, args=[quote(arg) for arg in args], current_app=self.admin_site.name)
+
+    def link(self, text: Any, model: type[models.Model], pk: Any) -> Any:
+        url = self.url(model, "change", pk)
+        return format_html('<a href="{}">{}</a>', url, text) if url else text
+
+
+class ReadOnlyPage(Page):
+    """The machine's own rows: looked at, never written."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+def and_more(listed: list[str], count: int) -> list[str]:
+    """The first of many, and how many are not named."""
+    more = count - len(listed)
+    return [*listed, gettext("and %(count)d more") % {"count": more}] if more else listed
+
+
+def column(model: type[models.Model], name: str, shown: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A read-only column of the admin: the model's, under its own name, made presentable."""
+    field: Any = model._meta.get_field(name)
+
+    @admin.display(description=field.verbose_name, ordering=name)
+    def presentable(self: Any, row: Any) -> Any:
+        return shown(getattr(row, name))
+
+    return presentable

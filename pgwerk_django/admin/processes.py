@@ -1,0 +1,52 @@
+"""Processes: the schedulers and workers that live, and those that fell silent."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from pgwerk_django.admin.display import EMPTY, chip, moment, shown_json, span
+from pgwerk_django.admin.pages import ReadOnlyPage, column
+from pgwerk_django.models import SILENT_AFTER, Process
+
+
+@admin.register(Process)
+class ProcessAdmin(ReadOnlyPage):
+    list_display = (
+        "shown_name", "shown_state", "role", "version", "shown_queues", "shown_started", "shown_heartbeat",
+        "shown_last_tick",
+    )  # fmt: skip
+    ordering = ("role", "host", "pid")
+    shown_started = column(Process, "started_at", moment)
+    shown_stats = column(Process, "stats", shown_json)
+    fields = (
+        "shown_state", "role", "host", "pid", "version", "shown_queues", "shown_started", "shown_heartbeat",
+        "shown_last_tick", "shown_stats",
+    )  # fmt: skip
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    @admin.display(description=_("process"), ordering="host")
+    def shown_name(self, process: Process) -> str:
+        return f"{process.host}:{process.pid}"
+
+    @admin.display(description=_("state"))
+    def shown_state(self, process: Any) -> SafeString:
+        if process.heartbeat_at >= process.judged_at - SILENT_AFTER:
+            return chip("alive", _("Alive"))
+        return chip("silent", _("Silent"), _("No heartbeat for more than %(span)s") % {"span": span(SILENT_AFTER)})
+
+    @admin.display(description=_("queues"))
+    def shown_queues(self, process: Process) -> str:
+        return ", ".join(map(str, process.queues)) or EMPTY
+
+    @admin.display(description=_("heartbeat"), ordering="heartbeat_at")
+    def shown_heartbeat(self, process: Any) -> str:
+        return moment(process.heartbeat_at, now=process.judged_at)
+
+    @admin.display(description=_("last tick"), ordering="last_tick_at")
+    def shown_last_tick(self, process: Any) -> str:
+        return moment(process.last_tick_at, now=process.judged_at)

@@ -1,0 +1,415 @@
+"""Schedules: what will run and when; pause, resume and trigger; schedules made by people."""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
+from django.contrib.auth import get_permission_codename
+from django.core.exceptions import PermissionDenied
+from django.db import models
+from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Q, QuerySet, Value
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
+from django.utils import translation
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from pgwerk_django import conf, cron
+from pgwerk_django.admin.display import EMPTY, brief, chip, moment, note, relative, shorten, shown_json, shown_text
+from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, PauseForm, ScheduleForm, SuggestingInput, is_admitted
+from pgwerk_django.admin.jobs import duration_of, kind_of, recent_jobs
+from pgwerk_django.admin.pages import MOST_LISTED, Page, and_more, column
+from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, atomic, database_now
+
+UPCOMING = 5
+
+_SECOND = Value(dt.timedelta(seconds=1), output_field=DurationField())
+_IS_LATE = Q(next_run_at__lt=ExpressionWrapper(Now() - F("misfire_grace") * _SECOND, output_field=DateTimeField()))
+# `Schedule.state()` for the database.
+_STATES: Mapping[str, Q] = {
+    State.ERROR: ~Q(error=""),
+    State.PAUSED: Q(error="", paused=True),
+    State.ENDED: Q(error="", paused=False, next_run_at=None),
+    State.LATE: Q(error="", paused=False) & _IS_LATE,
+    State.OK: Q(error="", paused=False, next_run_at__isnull=False) & ~_IS_LATE,
+}
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[Any, Any]]:
+        return list(State.choices)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        state = _STATES.get(self.value() or "")
+        return queryset if state is None else queryset.filter(state)
+
+
+FIELDSETS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (None, {"fields": ("name", "description")}),
+    (_("What"), {"fields": ("function", "args", "kwargs", "queue")}),
+    (_("When"), {"fields": ("cron", "interval", "timezone", "next_run_at")}),
+    (_("Bounds"), {"fields": ("starts_at", "ends_at", "max_runs", "jitter"), "classes": ("collapse",)}),
+    (_("Missed and overlapping runs"), {"fields": ("misfire", "misfire_grace", "overlap"), "classes": ("collapse",)}),
+    (
+        _("Running"),
+        {
+            "fields": ("target", "priority", "timeout", "max_attempts", "backoff", "result_ttl", "failure_ttl", "meta"),
+            "classes": ("collapse",),
+        },
+    ),
+)
+# What cannot be edited is set out to be read.
+READABLE = {
+    "args": "shown_args",
+    "kwargs": "shown_kwargs",
+    "meta": "shown_meta",
+    "starts_at": "shown_starts_at",
+    "ends_at": "shown_ends_at",
+}
+
+
+@admin.register(Schedule)
+class ScheduleAdmin(Page):
+    list_display = ("name", "shown_state", "rule", "shown_next_run", "shown_last_run", "queue", "origin")
+    list_filter = (StateFilter, "origin", ("queue", admin.AllValuesFieldListFilter))
+    search_fields = ("name", "function")
+    search_help_text = _("Name or function")
+    ordering = ("name",)
+    actions = ("pause", "resume", "trigger")
+    form = ScheduleForm
+    heavy = ("args", "kwargs", "meta", "backoff", "description")
+    shown_args = column(Schedule, "args", shown_json)
+    shown_kwargs = column(Schedule, "kwargs", shown_json)
+    shown_meta = column(Schedule, "meta", shown_json)
+    shown_starts_at = column(Schedule, "starts_at", moment)
+    shown_ends_at = column(Schedule, "ends_at", moment)
+    formfield_overrides = {
+        models.JSONField: {"form_class": JSONField, "widget": AdminTextareaWidget(attrs={"rows": 3})},
+        models.TextField: {"widget": AdminTextareaWidget(attrs={"rows": 2})},
+    }
+
+    # -- the list
+
+    @admin.display(description=_("state"))
+    def shown_state(self, row: Any) -> SafeString:
+        state = row.state(row.judged_at)
+        why = {State.ERROR: row.error, State.PAUSED: _pause_in_words(row)}.get(state, "")
+        shown = chip(state, state.label, why)
+        if why:
+            shown = format_html("{} {}", shown, shorten(why))
+        if row.triggered_at is not None:
+            shown = format_html("{} {}", shown, note(_("triggered, starts with the next tick")))
+        return shown
+
+    @admin.display(description=_("recurrence"))
+    def rule(self, row: Schedule) -> str:
+        return row.rule
+
+    @admin.display(description=_("next run"), ordering="next_run_at")
+    def shown_next_run(self, row: Any) -> str:
+        if row.paused:
+            return EMPTY
+        if row.replan:
+            return note(_("with the next tick it is planned anew"))
+        return _with_distance(row.next_run_at, row)
+
+    @admin.display(description=_("last run"), ordering="last_run_at")
+    def shown_last_run(self, row: Any) -> str:
+        return _with_distance(row.last_run_at, row)
+
+    # -- permissions: each is asked again for each POST
+
+    def _may(self, request: HttpRequest, action: str) -> bool:
+        return request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename(action, self.opts)}")
+
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        """For pause and resume."""
+        return self._may(request, "pause")
+
+    def has_trigger_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "trigger")
+
+    def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
+        return not _is_codes(obj) and super().has_change_permission(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
+        return not _is_codes(obj) and super().has_delete_permission(request, obj)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Django passes over an action that is not the user's to take; whoever posts one should hear of it."""
+        allowed = {
+            "pause": self.has_pause_permission,
+            "resume": self.has_pause_permission,
+            "trigger": self.has_trigger_permission,
+        }
+        if not all(allowed[action](request) for action in request.POST.getlist("action") if action in allowed):
+            raise PermissionDenied
+        return super().changelist_view(request, extra_context)
+
+    # -- actions
+
+    @admin.action(permissions=["pause"], description=_("Pause selected %(verbose_name_plural)s"))
+    def pause(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        form = PauseForm(request.POST if request.POST.get("post") else None)
+        if not form.is_valid():
+            return self._confirm_pause(request, queryset, form)
+        reason = form.cleaned_data["reason"]
+        return self._act(
+            request,
+            queryset.filter(Q(paused=False) | Q(paused_by=SYNC)),
+            lambda rows, by: rows.pause(by=by, reason=reason),
+            log=_("Paused: %(reason)s") if reason else _("Paused."),
+            reason=reason,
+            told=lambda n: ngettext("%(count)d schedule was paused.", "%(count)d schedules were paused.", n),
+            untouched=_("Nothing to pause: they were paused already."),
+        )
+
+    @admin.action(permissions=["pause"], description=_("Resume selected %(verbose_name_plural)s"))
+    def resume(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return self._act(
+            request,
+            queryset.filter(paused=True),
+            lambda rows, by: rows.resume(by=by),
+            log=_("Resumed."),
+            told=lambda n: ngettext("%(count)d schedule was resumed.", "%(count)d schedules were resumed.", n),
+            untouched=_("Nothing to resume: none of them was paused."),
+        )
+
+    @admin.action(permissions=["trigger"], description=_("Trigger selected %(verbose_name_plural)s"))
+    def trigger(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return self._act(
+            request,
+            queryset,
+            lambda rows, by: rows.trigger(by=by),
+            log=_("Triggered."),
+            told=lambda n: ngettext("%(count)d schedule was triggered.", "%(count)d schedules were triggered.", n),
+            untouched=_("Nothing to trigger: they no longer exist."),
+        )
+
+    def _act(
+        self,
+        request: HttpRequest,
+        queryset: Any,
+        change: Callable[[Any, str], int],
+        *,
+        log: Any,
+        told: Callable[[int], str],
+        untouched: Any,
+        reason: str = "",
+    ) -> HttpResponse | None:
+        """Change what `queryset` finds, under lock, with a log entry for each row that really changed; and say how many."""
+        with atomic(queryset.db):
+            found = list(queryset.order_by("name").only("name").select_for_update(no_key=True, of=("self",)))
+            rows = Schedule.objects.using(queryset.db).filter(pk__in=[row.pk for row in found])
+            count = change(rows, request.user.get_username()[:200])
+            if found:
+                self._log(request, found, log, reason)
+        if count:
+            self.message_user(request, told(count) % {"count": count}, messages.SUCCESS)
+        else:
+            self.message_user(request, untouched, messages.WARNING)
+        return self._back_to_the_page(request)
+
+    def _log(self, request: HttpRequest, rows: Sequence[Schedule], message: Any, reason: str) -> None:
+        # A record that many people read is in the site's language, not in that of whoever clicked.
+        with translation.override(settings.LANGUAGE_CODE):
+            text = str(message) % {"reason": reason}
+        LogEntry.objects.log_actions(request.user.pk, rows, CHANGE, text)  # type: ignore[arg-type]
+
+    def _back_to_the_page(self, request: HttpRequest) -> HttpResponse | None:
+        """To the schedule's own page when its buttons were used; else Django goes to the list."""
+        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        if "_page" not in request.POST or len(selected) != 1:
+            return None
+        return HttpResponseRedirect(self.url(Schedule, "change", selected[0]))
+
+    def _confirm_pause(self, request: HttpRequest, queryset: Any, form: PauseForm) -> HttpResponse:
+        across = request.POST.get("select_across", "0") == "1"
+        count = queryset.count()
+        names = list(queryset.order_by("name").values_list("name", flat=True)[:MOST_LISTED])
+        # All of ten thousand are sent as "all", not by their numbers: a form may have only so many fields.
+        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Pause schedules"),
+            "subtitle": None,
+            "opts": self.opts,
+            "media": self.media,
+            "form": form,
+            "question": ngettext(
+                "%(count)d schedule will not run until somebody resumes it:",
+                "%(count)d schedules will not run until somebody resumes them:",
+                count,
+            )
+            % {"count": count},
+            "names": and_more(names, count),
+            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+            "selected": selected[:1] if across else selected,
+            "select_across": int(across),
+            "from_page": "_page" in request.POST,
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, "admin/pgwerk_django/schedule/pause_confirmation.html", context)
+
+    # -- one schedule
+
+    def get_form(self, request: HttpRequest, obj: Schedule | None = None, change: bool = False, **kwargs: Any) -> Any:
+        if obj is not None and not self.has_change_permission(request, obj):
+            kwargs["help_texts"] = {}  # how to fill in a field is no help to those who cannot
+        return super().get_form(request, obj, change, **kwargs)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Schedule | None = None) -> Any:
+        hidden = {"name", "next_run_at"} if obj else set()  # they stand above: the heading, and the next runs
+        locked = self.get_readonly_fields(request, obj)
+
+        def readable(field: str) -> str:
+            return READABLE[field] if READABLE.get(field) in locked else field
+
+        return [
+            (title, {**options, "fields": [readable(field) for field in options["fields"] if field not in hidden]})
+            for title, options in FIELDSETS
+        ]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Schedule | None = None) -> tuple[str, ...]:
+        if obj is None:
+            return ()
+        if not self.has_change_permission(request, obj):
+            return tuple(READABLE.values())
+        # What a developer scheduled through the API may be a function that people may not name, nor feed.
+        return () if is_admitted(obj.function) else ("function", "target", "shown_args", "shown_kwargs")
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        # Django would have the browser say what a field held before, where its default is a function: the row says it.
+        kwargs["show_hidden_initial"] = False
+        if db_field.name in SUGGESTIONS:
+            kwargs["widget"] = SuggestingInput(SUGGESTIONS[db_field.name])
+        if db_field.name == "backoff":
+            kwargs["widget"] = AdminTextInputWidget()
+        return super().formfield_for_dbfield(db_field, request, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: Schedule, form: Any, change: bool) -> None:
+        if change:
+            self._redefine(obj, form.changed_data)
+            return
+        obj.origin = Origin.ADMIN
+        if obj.next_run_at is not None:
+            obj.anchor_at = obj.next_run_at
+        using = conf.current().DATABASE
+        with atomic(using):  # a row without a next run is planned by the next tick
+            obj.save(using=using, force_insert=True)
+
+    def _redefine(self, obj: Schedule, changed: Iterable[str]) -> None:
+        """Write what the person changed to the row as it is now; a due time that no tick has seen yet is not lost."""
+        using = conf.current().DATABASE
+        wanted = {name: getattr(obj, name) for name in changed if name in Schedule.DEFINITION}
+        with atomic(using):
+            row = get_object_or_404(Schedule.objects.using(using).select_for_update(no_key=True), pk=obj.pk)
+            if _is_codes(row):  # since a moment ago
+                raise PermissionDenied
+            changes = {name: value for name, value in wanted.items() if not _is_same(value, getattr(row, name))}
+            row.redefine(changes, now=database_now(using))
+
+    def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
+        queryset.exclude(origin=Origin.CODE).delete()
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        listed, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        protected += [str(row) for row in objs if _is_codes(row)][:MOST_LISTED]
+        return listed, counts, lacking, protected
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        row = context.get("original")
+        if row is not None:
+            context["pgwerk"] = self._page(request, row)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def _page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """What the page shows above the definition."""
+        return {
+            "facts": list(self._facts(row)),
+            "upcoming": self._upcoming(row),
+            "jobs": [self._job(job) for job in recent_jobs(row)],
+            "all_jobs": self.url(Job, "changelist"),
+            "action_url": self.url(Schedule, "changelist"),
+            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+            "may_pause": self.has_pause_permission(request),
+            "may_trigger": self.has_trigger_permission(request),
+            "is_codes": _is_codes(row),
+            "payload_is_locked": not _is_codes(row) and not is_admitted(row.function),
+        }
+
+    def _facts(self, row: Any) -> Iterable[tuple[Any, Any]]:
+        state = row.state(row.judged_at)
+        yield _("State"), chip(state, state.label)
+        if row.paused:
+            yield _("Paused"), format_html("{} {}", moment(row.paused_at, now=row.judged_at), _pause_in_words(row))
+        if row.error:
+            yield _("Error"), shown_text(row.error)
+        if row.triggered_at is not None:
+            by = format_html("{} {}", moment(row.triggered_at, now=row.judged_at), row.triggered_by)
+            yield _("Triggered"), by
+        yield _("Recurrence"), row.rule
+        yield _("Last run"), moment(row.last_run_at, now=row.judged_at)
+        yield _("Runs"), row.run_count if row.max_runs is None else f"{row.run_count} / {row.max_runs}"
+        yield _("Origin"), row.get_origin_display()
+        yield _("Created"), moment(row.created_at)
+
+    def _upcoming(self, row: Any) -> list[str]:
+        zone = _zone_of(row)
+        try:
+            times = row.upcoming(UPCOMING, row.judged_at)
+            return [moment(time, zone=zone, now=row.judged_at) for time in times]
+        except Exception as error:  # noqa: BLE001  # whatever a row holds, its page must show it
+            return [str(error)]
+
+    def _job(self, job: Any) -> dict[str, Any]:
+        return {
+            "due": self.link(brief(job.due_at, job.judged_at), Job, job.pk),
+            "status": chip(job.status, job.get_status_display()),
+            "kind": kind_of(job),
+            "duration": duration_of(job),
+            "reason": shorten(job.reason, 120) if job.reason else "",
+        }
+
+
+def _is_codes(row: Schedule | None) -> bool:
+    """What code declares is read-only here: the next sync would undo it."""
+    return row is not None and row.origin == Origin.CODE
+
+
+def _is_same(typed: Any, stored: Any) -> bool:
+    """Forms know no microseconds."""
+    return bool(typed == (stored.replace(microsecond=0) if isinstance(stored, dt.datetime) else stored))
+
+
+def _with_distance(instant: dt.datetime | None, row: Any) -> str:
+    if instant is None:
+        return EMPTY
+    when = brief(instant, row.judged_at, zone=_zone_of(row))
+    return format_html("{} {}", when, note(relative(instant, row.judged_at)))
+
+
+def _pause_in_words(row: Schedule) -> str:
+    if row.paused_by and row.pause_reason:
+        return gettext("by %(by)s: %(reason)s") % {"by": row.paused_by, "reason": row.pause_reason}
+    return gettext("by %(by)s") % {"by": row.paused_by} if row.paused_by else row.pause_reason
+
+
+def _zone_of(row: Schedule) -> dt.tzinfo:
+    """The schedule's zone; UTC where its name is none, which is what its error then says."""
+    try:
+        return cron.zone(row.timezone)
+    except ValueError:
+        return dt.UTC

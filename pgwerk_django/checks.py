@@ -1,0 +1,144 @@
+"""`manage.py check`: what would fail at 03:00, said at deploy time."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.utils.connection import ConnectionDoesNotExist
+
+from pgwerk_django import conf, targets
+from pgwerk_django.registry import registry
+
+
+@checks.register("pgwerk")
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    return [checks.Error(problem, id="pgwerk_django.E001") for problem in conf.problems()]
+
+
+@checks.register("pgwerk")
+def check_time_zone_support(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    if settings.USE_TZ:
+        return []
+    return [
+        checks.Error(
+            "pgwerk_django needs USE_TZ = True: a due time is an instant, and a naive time may be none or two, got False",
+            id="pgwerk_django.E002",
+        )
+    ]
+
+
+@checks.register("pgwerk")
+def check_engine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """The alias exists and is PostgreSQL. Connects to nothing."""
+    alias = _alias()
+    if alias is None:
+        return []
+    try:
+        connection = connections[alias]
+    except ConnectionDoesNotExist:
+        return [
+            checks.Error(
+                f"PGWERK['DATABASE'] must be one of the aliases in DATABASES ({', '.join(connections)}), got {alias!r}",
+                id="pgwerk_django.E003",
+            )
+        ]
+    except ImproperlyConfigured as error:
+        return [checks.Error(f"database {alias!r} cannot be used: {error}", id="pgwerk_django.E003")]
+    if connection.vendor != "postgresql":
+        return [
+            checks.Error(
+                f"pgwerk_django needs PostgreSQL: the engine of database {alias!r} must be"
+                f" 'django.db.backends.postgresql', got {connection.settings_dict['ENGINE']!r}",
+                id="pgwerk_django.E004",
+            )
+        ]
+    return []
+
+
+@checks.register("pgwerk")
+def check_listen(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """What LISTEN names can be connected to, as far as can be told without connecting."""
+    address = None if _alias() is None else conf.current().LISTEN
+    if address is None or "://" in address or address in connections:
+        return []
+    return [
+        checks.Error(
+            f"PGWERK['LISTEN'] must be the URL of a direct connection or one of the aliases in DATABASES"
+            f" ({', '.join(connections)}), got {address!r}",
+            id="pgwerk_django.E008",
+        )
+    ]
+
+
+@checks.register("pgwerk")
+def check_isolation(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """SKIP LOCKED and the statement clock are only right in READ COMMITTED, PostgreSQL's default."""
+    alias = _alias()
+    if alias is None or alias not in connections or connections[alias].vendor != "postgresql":
+        return []
+    level = connections[alias].settings_dict.get("OPTIONS", {}).get("isolation_level")
+    if level is None or getattr(level, "name", level) in ("READ_COMMITTED", 2):
+        return []
+    return [
+        checks.Error(
+            f"database {alias!r} must use the isolation level READ COMMITTED, got {level!r} in its OPTIONS",
+            id="pgwerk_django.E005",
+        )
+    ]
+
+
+@checks.register("pgwerk")
+def check_functions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Each function that code declares can be run by its target, which imports it by its path."""
+    return [
+        checks.Error(f"schedule {name!r}: {problem}", id="pgwerk_django.E006") for name, problem in _function_problems()
+    ]
+
+
+@checks.register(checks.Tags.database)
+def check_database(
+    app_configs: Sequence[AppConfig] | None, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """What only the server can say: its version and its default isolation level (with `check --database`)."""
+    alias = _alias()
+    if alias is None or alias not in (databases or ()) or connections[alias].vendor != "postgresql":
+        return []
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT current_setting('server_version_num')::int, current_setting('transaction_isolation')")
+        version, isolation = cursor.fetchone()
+    found: list[checks.CheckMessage] = []
+    if version < 140000:
+        found.append(
+            checks.Error(f"pgwerk_django needs PostgreSQL 14 or later, got {version // 10000}", id="pgwerk_django.E007")
+        )
+    if isolation != "read committed":
+        found.append(
+            checks.Error(
+                f"database {alias!r} must have default_transaction_isolation 'read committed', got {isolation!r}",
+                id="pgwerk_django.E005",
+            )
+        )
+    return found
+
+
+def _alias() -> str | None:
+    """The configured database; None where the settings cannot be read, which is `check_settings`' to say."""
+    try:
+        return conf.current().DATABASE
+    except ImproperlyConfigured:
+        return None
+
+
+def _function_problems() -> Iterable[tuple[str, str]]:
+    for definition in registry:
+        try:
+            target = targets.get(definition.target)
+        except ValueError as error:
+            yield definition.name, str(error)
+            continue
+        for problem in target.problems(definition.function):
+            yield definition.name, problem

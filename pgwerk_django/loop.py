@@ -1,0 +1,237 @@
+"""Run steps until told to stop: wake early, sleep no longer than needed, outlive the database's absences."""
+
+import contextlib
+import queue
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, Protocol
+
+import psycopg
+import psycopg.sql
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connections, reset_queries
+
+from pgwerk_django import conf
+
+FIRST_RETRY = 0.1
+LONGEST_RETRY = 5.0
+
+Lost = (OperationalError, InterfaceError)
+
+
+class Runner(Protocol):
+    """What a loop runs."""
+
+    def step(self) -> float:
+        """Do what is to be done; give the seconds until there may be more (0: at once)."""
+
+    def close(self) -> None:
+        """The loop has ended: leave things as the next one should find them."""
+
+
+class Bell:
+    """Wakes a loop, from any thread and from signal handlers.
+
+    A `threading.Event` would not do: its lock may be held by the very thread that a handler interrupts.
+    `SimpleQueue.put` is documented to be reentrant.
+    """
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def ring(self) -> None:
+        self._rings.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it rang within `seconds`; rings so far count as one."""
+        try:
+            self._rings.get(timeout=seconds)
+        except queue.Empty:
+            return False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._rings.get_nowait()
+        return True
+
+
+@contextlib.contextmanager
+def hearing(*numbers: int, tell: Callable[[int], None]) -> Iterator[None]:
+    """Have a thread call `tell(number)` at each of these signals. Only the main thread may ask for it.
+
+    A handler in Python would come too late: it waits for the main thread to run bytecode, and one that was just about to
+    block when the signal came blocks all the same. The handler in C writes to a socket at once.
+    """
+    heard, write = socket.socketpair()
+    write.setblocking(False)
+
+    def listen() -> None:
+        while came := heard.recv(64):
+            for number in came:
+                if number in numbers:
+                    tell(number)
+
+    thread = threading.Thread(target=listen, name="pgwerk-signals", daemon=True)
+    thread.start()
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        write.close()  # which ends the thread
+        thread.join()
+        heard.close()
+
+
+class Every:
+    """Says that it is time once in each `interval`, the first time at once."""
+
+    def __init__(self, interval: timedelta) -> None:
+        self._seconds = interval.total_seconds()
+        self._next = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+    def again(self) -> None:
+        """There is more to do: it is time at the next call too."""
+        self._next = time.monotonic()
+
+
+class Loop:
+    """Calls each runner's `step` again and again on one connection, until `stop()`."""
+
+    def __init__(
+        self,
+        *runners: Runner,
+        using: str,
+        bell: Bell | None = None,
+        on_lost: Callable[[Exception], None] = lambda error: None,
+        on_back: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._runners = runners
+        self._using = using
+        self._on_lost = on_lost
+        self._on_back = on_back
+        self._stopping = False
+        self._lost_at: float | None = None
+        self._retry = FIRST_RETRY
+        self.bell = bell or Bell()
+
+    def stop(self) -> None:
+        """Finish the step at hand and end. Safe from any thread and from signal handlers."""
+        self._stopping = True
+        self.bell.ring()
+
+    def run(self) -> None:
+        try:
+            while not self._stopping:
+                delay = self._pass()
+                if delay > 0 and not self._stopping:
+                    self.bell.wait(delay)
+        finally:
+            for runner in self._runners:
+                # A database that is away now will find our leases and heartbeats run out.
+                with contextlib.suppress(*Lost):
+                    runner.close()
+
+    def _pass(self) -> float:
+        if settings.DEBUG:
+            reset_queries()
+        try:
+            delay = min(runner.step() for runner in self._runners)
+        except Lost as error:
+            return self._away(error)
+        self._returned()
+        return delay
+
+    def _away(self, error: Exception) -> float:
+        connections[self._using].close()
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            self._on_lost(error)
+        delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
+        return delay * random.uniform(0.5, 1)  # noqa: S311  # spreads a fleet's reconnects, guards nothing
+
+    def _returned(self) -> None:
+        if self._lost_at is not None:
+            self._on_back(time.monotonic() - self._lost_at)
+            self._lost_at, self._retry = None, FIRST_RETRY
+
+
+@contextlib.contextmanager
+def listening(bell: Bell, *channels: str, on_failed: Callable[[Exception], None]) -> Iterator[None]:
+    """Ring the bell at each NOTIFY on the channels, where the settings have a connection for it (`LISTEN`)."""
+    address = conf.current().LISTEN
+    listener = Listener(address, channels, bell, on_failed) if address else None
+    if listener:
+        listener.start()
+    try:
+        yield
+    finally:
+        if listener:
+            listener.stop()
+
+
+class Listener:
+    """Rings a bell for each NOTIFY on `channels`: an accelerator, never needed, so its failures are its own.
+
+    `address` is a database alias or the URL of a direct connection (a pooler in transaction mode cannot LISTEN).
+    """
+
+    def __init__(
+        self, address: str, channels: Iterable[str], bell: Bell, on_failed: Callable[[Exception], None]
+    ) -> None:
+        self._address = address
+        self._on_failed = on_failed
+        self._failing = False
+        self._channels = tuple(channels)
+        self._bell = bell
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pgwerk-listen", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._listen()
+            except psycopg.Error as error:
+                if not self._failing:  # once, until it listens again
+                    self._on_failed(error)
+                self._failing = True
+            self._stopped.wait(LONGEST_RETRY)
+
+    def _listen(self) -> None:
+        with self._connect() as connection:
+            for channel in self._channels:
+                connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+            self._failing = False
+            self._bell.ring()  # what came while nobody listened
+            while not self._stopped.is_set():
+                for _notify in connection.notifies(timeout=1, stop_after=1):
+                    self._bell.ring()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        if "://" in self._address:
+            return psycopg.connect(self._address, autocommit=True)
+        parameters = connections[self._address].get_connection_params()
+        # What Django adds for its own cursors means nothing here.
+        for own in ("cursor_factory", "context"):
+            parameters.pop(own, None)
+        return psycopg.connect(**{**parameters, "autocommit": True})

@@ -1,0 +1,59 @@
+"""`manage.py schedules list|next|pause|resume|trigger`: what the admin does, on the command line."""
+
+import datetime as dt
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from pgwerk_django.management.service import PgwerkCommand, positive, whoami
+from pgwerk_django.models import Schedule, database_now
+from pgwerk_django.scheduler import Scheduler
+
+
+class Command(PgwerkCommand):
+    help = "Lists schedules and their next runs; pauses, resumes and triggers them."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        verbs.add_parser("list", help="all schedules, by name: state, recurrence, next and last run")
+        following = verbs.add_parser("next", help="when they run next, the soonest first")
+        following.add_argument("names", nargs="*", metavar="name", help="default: all of them")
+        following.add_argument("-n", type=positive, default=5, dest="count", help="runs of each (default: %(default)s)")
+        for verb in ("pause", "resume", "trigger"):
+            acting = verbs.add_parser(verb, help=f"{verb} schedules by name")
+            acting.add_argument("names", nargs="+", metavar="name")
+        verbs.choices["pause"].add_argument("--reason", default="", help="shown in the admin")
+
+    def handle(self, *args: Any, verb: str, names: list[str] | None = None, **options: Any) -> None:
+        scheduler = Scheduler()
+        every = scheduler.list_schedules()
+        if unknown := set(names or ()) - {row.name for row in every}:
+            raise CommandError(f"there is no schedule named {min(unknown)!r}; 'schedules list' shows them all")
+        now = database_now(scheduler.using)
+        if verb == "list":
+            for row in every:
+                words = row.name, row.state(now).value, row.rule, _text(*_upcoming(row, 1, now)), _text(row.last_run_at)
+                self.stdout.write("\t".join(words))
+        elif verb == "next":
+            chosen = [row for row in every if not names or row.name in names]
+            for due_at, name in sorted(
+                (at, row.name) for row in chosen for at in _upcoming(row, options["count"], now)
+            ):
+                self.stdout.write(f"{_text(due_at)}\t{name}")
+        else:
+            extra = {"reason": options["reason"]} if verb == "pause" else {}
+            for name in names or ():
+                getattr(scheduler, verb)(name, by=whoami(), **extra)
+                self.stdout.write(f"{verb} {name}")
+
+
+def _upcoming(row: Schedule, n: int, now: dt.datetime) -> list[dt.datetime]:
+    try:
+        return row.upcoming(n, now)
+    except ValueError:  # a recurrence that nobody can read: the next tick sets the row aside
+        return []
+
+
+def _text(instant: dt.datetime | None = None) -> str:
+    return "-" if instant is None else instant.astimezone(dt.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,678 @@
+import datetime
+
+import django.core.validators
+import django.db.models.deletion
+import django.db.models.functions.comparison
+import django.db.models.functions.datetime
+from django.db import migrations, models
+
+import pgwerk_django.models
+
+# Each tick moves a row in the index, so its update is never HOT: vacuum early, a little at a time.
+AUTOVACUUM = """
+ALTER TABLE _pgwerk_schedules SET (
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
+);
+ALTER TABLE _pgwerk_jobs SET (
+    autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
+);
+"""
+
+# Re-plan: whoever changes when a schedule is due, in whatever way, and does not say when it is due next, has the next tick
+# plan it from now. An edit of a row that was set aside with an error gives it another chance. A pause that ends keeps a
+# next run that is still to come, and plans anew one that passed meanwhile. A one-off has no rule to be planned by: it keeps
+# the next run it was given, and gets it back when it was set aside.
+# A next run set by hand is a due time: it is not to be passed over because of a change made before it.
+# A tick names none of these columns, so it does not pay for the first trigger.
+REPLAN = """
+CREATE FUNCTION _pgwerk_replan() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.next_run_at IS NULL THEN
+            NEW.replan := true;
+            NEW.next_run_at := statement_timestamp();
+            NEW.error := '';
+        END IF;
+    ELSIF OLD.error <> '' AND NEW.error = OLD.error AND NEW IS DISTINCT FROM OLD
+        AND NEW.next_run_at IS NOT DISTINCT FROM OLD.next_run_at AND NEW.cron = '' AND NEW.interval IS NULL
+    THEN
+        NEW.next_run_at := NEW.anchor_at;
+        NEW.error := '';
+    ELSIF NEW.next_run_at IS NOT DISTINCT FROM OLD.next_run_at AND (
+        (NEW.cron, NEW.interval, NEW.timezone, NEW.anchor_at, NEW.starts_at, NEW.ends_at)
+            IS DISTINCT FROM (OLD.cron, OLD.interval, OLD.timezone, OLD.anchor_at, OLD.starts_at, OLD.ends_at)
+            AND (NEW.cron <> '' OR NEW.interval IS NOT NULL OR OLD.cron <> '' OR OLD.interval IS NOT NULL)
+        OR OLD.paused AND NOT NEW.paused
+            AND (OLD.next_run_at IS NULL OR OLD.next_run_at <= statement_timestamp())
+        OR NEW.max_runs IS DISTINCT FROM OLD.max_runs AND OLD.next_run_at IS NULL
+        OR OLD.error <> '' AND NEW.error = OLD.error AND NEW IS DISTINCT FROM OLD
+    ) THEN
+        NEW.replan := true;
+        NEW.next_run_at := statement_timestamp();
+        NEW.error := '';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER pgwerk_replan BEFORE INSERT OR UPDATE OF
+    name, function, target, queue, args, kwargs, cron, interval, timezone, anchor_at, starts_at, ends_at, max_runs,
+    jitter, priority, overlap, misfire, misfire_grace, max_attempts, backoff, timeout, result_ttl, failure_ttl, meta,
+    paused
+ON _pgwerk_schedules FOR EACH ROW EXECUTE FUNCTION _pgwerk_replan();
+
+CREATE FUNCTION _pgwerk_planned_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.replan := false;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER pgwerk_planned_by_hand BEFORE UPDATE OF next_run_at ON _pgwerk_schedules FOR EACH ROW
+WHEN (OLD.replan AND NEW.replan AND NEW.next_run_at IS DISTINCT FROM OLD.next_run_at)
+EXECUTE FUNCTION _pgwerk_planned_by_hand();
+"""
+
+# Wake: schedulers and workers that LISTEN need not wait for their next poll. A schedule wakes only when it became due
+# earlier, so a tick wakes nobody; jobs wake once for a statement and a queue. `pgwerk.notify` is local to a transaction.
+WAKE = """
+CREATE FUNCTION _pgwerk_wake_schedulers() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('pgwerk.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('pgwerk_schedules', '');
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER pgwerk_wake_inserted AFTER INSERT ON _pgwerk_schedules FOR EACH ROW
+WHEN ((NOT NEW.paused OR NEW.triggered_at IS NOT NULL) AND least(NEW.next_run_at, NEW.triggered_at) IS NOT NULL)
+EXECUTE FUNCTION _pgwerk_wake_schedulers();
+
+CREATE TRIGGER pgwerk_wake_updated AFTER UPDATE ON _pgwerk_schedules FOR EACH ROW
+WHEN (
+    (NOT NEW.paused OR NEW.triggered_at IS NOT NULL)
+    AND least(NEW.next_run_at, NEW.triggered_at) < coalesce(
+        CASE WHEN NOT OLD.paused OR OLD.triggered_at IS NOT NULL
+            THEN least(OLD.next_run_at, OLD.triggered_at) END,
+        'infinity'
+    )
+)
+EXECUTE FUNCTION _pgwerk_wake_schedulers();
+
+CREATE FUNCTION _pgwerk_wake_workers() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('pgwerk.notify', true) IS DISTINCT FROM 'off' THEN
+        PERFORM pg_notify('pgwerk_jobs', queue)
+        FROM (SELECT DISTINCT queue FROM inserted WHERE status = 'READY') AS queues;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER pgwerk_wake_jobs AFTER INSERT ON _pgwerk_jobs REFERENCING NEW TABLE AS inserted
+FOR EACH STATEMENT EXECUTE FUNCTION _pgwerk_wake_workers();
+"""
+
+# The triggers go with their tables.
+DROP_FUNCTIONS = """
+DROP FUNCTION _pgwerk_replan() CASCADE;
+DROP FUNCTION _pgwerk_planned_by_hand() CASCADE;
+DROP FUNCTION _pgwerk_wake_schedulers() CASCADE;
+DROP FUNCTION _pgwerk_wake_workers() CASCADE;
+"""
+
+
+class Migration(migrations.Migration):
+    initial = True
+
+    dependencies = []
+
+    operations = [
+        migrations.CreateModel(
+            name="Process",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("role", models.CharField(db_default="", default="", max_length=20, verbose_name="role")),
+                ("host", models.CharField(db_default="", default="", max_length=255, verbose_name="host")),
+                ("pid", models.IntegerField(db_default=0, default=0, verbose_name="pid")),
+                ("version", models.CharField(db_default="", default="", max_length=50, verbose_name="version")),
+                (
+                    "queues",
+                    models.JSONField(
+                        db_default=models.Value([], models.JSONField()), default=list, verbose_name="queues"
+                    ),
+                ),
+                (
+                    "started_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), verbose_name="started at"
+                    ),
+                ),
+                (
+                    "heartbeat_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), verbose_name="heartbeat at"
+                    ),
+                ),
+                ("last_tick_at", models.DateTimeField(blank=True, null=True, verbose_name="last tick at")),
+                (
+                    "stats",
+                    models.JSONField(
+                        db_default=models.Value({}, models.JSONField()), default=dict, verbose_name="stats"
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "process",
+                "verbose_name_plural": "processes",
+                "db_table": "_pgwerk_processes",
+            },
+        ),
+        migrations.CreateModel(
+            name="Schedule",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "name",
+                    models.CharField(
+                        max_length=200,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "[\\x01-\\x1f\\x7f\\u0080-\\u009f]",
+                                "A name may not contain control characters.",
+                                inverse_match=True,
+                            )
+                        ],
+                        verbose_name="name",
+                    ),
+                ),
+                ("function", models.CharField(db_default="", default="", max_length=500, verbose_name="function")),
+                (
+                    "target",
+                    models.CharField(db_default="worker", default="worker", max_length=50, verbose_name="target"),
+                ),
+                (
+                    "queue",
+                    models.CharField(db_default="default", default="default", max_length=100, verbose_name="queue"),
+                ),
+                (
+                    "args",
+                    models.JSONField(
+                        blank=True,
+                        db_default=models.Value([], models.JSONField()),
+                        default=list,
+                        verbose_name="arguments",
+                    ),
+                ),
+                (
+                    "kwargs",
+                    models.JSONField(
+                        blank=True,
+                        db_default=models.Value({}, models.JSONField()),
+                        default=dict,
+                        verbose_name="keyword arguments",
+                    ),
+                ),
+                ("cron", models.CharField(blank=True, db_default="", default="", max_length=200, verbose_name="cron")),
+                ("interval", models.IntegerField(blank=True, help_text="seconds", null=True, verbose_name="interval")),
+                (
+                    "timezone",
+                    models.CharField(
+                        db_default="UTC",
+                        default=pgwerk_django.models.default_timezone,
+                        max_length=100,
+                        verbose_name="time zone",
+                    ),
+                ),
+                ("starts_at", models.DateTimeField(blank=True, null=True, verbose_name="starts at")),
+                ("ends_at", models.DateTimeField(blank=True, null=True, verbose_name="ends at")),
+                (
+                    "max_runs",
+                    models.IntegerField(
+                        blank=True,
+                        null=True,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                        verbose_name="maximum runs",
+                    ),
+                ),
+                (
+                    "jitter",
+                    models.IntegerField(
+                        db_default=0,
+                        default=0,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                        verbose_name="jitter",
+                    ),
+                ),
+                ("priority", models.IntegerField(db_default=0, default=0, verbose_name="priority")),
+                (
+                    "overlap",
+                    models.CharField(
+                        choices=[
+                            ("BUFFER_ONE", "skip while one is waiting"),
+                            ("SKIP", "skip while one is waiting or running"),
+                            ("ALLOW", "always start another"),
+                        ],
+                        db_default="BUFFER_ONE",
+                        default="BUFFER_ONE",
+                        max_length=20,
+                        verbose_name="overlap",
+                    ),
+                ),
+                (
+                    "misfire",
+                    models.CharField(
+                        choices=[
+                            ("LATEST", "fire once, for the latest due time"),
+                            ("ALL", "fire each missed due time, oldest first"),
+                            ("SKIP", "skip what is older than the grace"),
+                        ],
+                        db_default="LATEST",
+                        default="LATEST",
+                        max_length=20,
+                        verbose_name="misfire",
+                    ),
+                ),
+                (
+                    "misfire_grace",
+                    models.IntegerField(
+                        db_default=60,
+                        default=60,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                        verbose_name="misfire grace",
+                    ),
+                ),
+                (
+                    "max_attempts",
+                    models.IntegerField(
+                        db_default=1,
+                        default=1,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                        verbose_name="maximum attempts",
+                    ),
+                ),
+                ("backoff", models.JSONField(blank=True, null=True, verbose_name="backoff")),
+                (
+                    "timeout",
+                    models.IntegerField(
+                        blank=True,
+                        null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(1),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                        verbose_name="timeout",
+                    ),
+                ),
+                (
+                    "result_ttl",
+                    models.IntegerField(
+                        blank=True,
+                        null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                        verbose_name="result TTL",
+                    ),
+                ),
+                (
+                    "failure_ttl",
+                    models.IntegerField(
+                        blank=True,
+                        null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                        verbose_name="failure TTL",
+                    ),
+                ),
+                (
+                    "meta",
+                    models.JSONField(
+                        blank=True, db_default=models.Value({}, models.JSONField()), default=dict, verbose_name="meta"
+                    ),
+                ),
+                ("description", models.TextField(blank=True, db_default="", default="", verbose_name="description")),
+                (
+                    "origin",
+                    models.CharField(
+                        choices=[("code", "code"), ("api", "API"), ("admin", "admin")],
+                        db_default="code",
+                        default="code",
+                        max_length=10,
+                        verbose_name="origin",
+                    ),
+                ),
+                (
+                    "last_registered_at",
+                    models.DateTimeField(editable=False, null=True, verbose_name="last registered at"),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), editable=False, verbose_name="created at"
+                    ),
+                ),
+                ("next_run_at", models.DateTimeField(blank=True, null=True, verbose_name="next run")),
+                (
+                    "anchor_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), editable=False, verbose_name="anchor"
+                    ),
+                ),
+                ("replan", models.BooleanField(db_default=False, default=False, editable=False)),
+                ("triggered_at", models.DateTimeField(editable=False, null=True, verbose_name="triggered at")),
+                (
+                    "triggered_by",
+                    models.CharField(
+                        db_default="", default="", editable=False, max_length=200, verbose_name="triggered by"
+                    ),
+                ),
+                ("paused", models.BooleanField(db_default=False, default=False, editable=False, verbose_name="paused")),
+                ("paused_at", models.DateTimeField(editable=False, null=True, verbose_name="paused at")),
+                (
+                    "paused_by",
+                    models.CharField(
+                        db_default="", default="", editable=False, max_length=200, verbose_name="paused by"
+                    ),
+                ),
+                (
+                    "pause_reason",
+                    models.TextField(db_default="", default="", editable=False, verbose_name="pause reason"),
+                ),
+                ("run_count", models.IntegerField(db_default=0, default=0, editable=False, verbose_name="runs")),
+                ("last_run_at", models.DateTimeField(editable=False, null=True, verbose_name="last run")),
+                ("error", models.TextField(db_default="", default="", editable=False, verbose_name="error")),
+            ],
+            options={
+                "verbose_name": "schedule",
+                "verbose_name_plural": "schedules",
+                "db_table": "_pgwerk_schedules",
+                "permissions": [
+                    ("pause_schedule", "Can pause and resume schedules"),
+                    ("trigger_schedule", "Can trigger schedules"),
+                ],
+                "indexes": [
+                    models.Index(
+                        django.db.models.functions.comparison.Least("next_run_at", "triggered_at"),
+                        condition=models.Q(("paused", False), ("triggered_at__isnull", False), _connector="OR"),
+                        name="pgwerk_due",
+                    )
+                ],
+                "constraints": [
+                    models.UniqueConstraint(fields=("name",), name="pgwerk_schedule_name"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("name", ""), _negated=True),
+                            models.Q(("name__regex", "[\\x01-\\x1f\\x7f\\u0080-\\u009f]"), _negated=True),
+                        ),
+                        name="pgwerk_schedule_name_text",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("cron", ""), ("interval__isnull", True), _connector="OR"),
+                        name="pgwerk_one_recurrence",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            (
+                                "anchor_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "ends_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "last_run_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "next_run_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "starts_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "triggered_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                        ),
+                        name="pgwerk_instants",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("interval__isnull", True),
+                            models.Q(("interval__gte", 1), ("interval__lte", 315360000)),
+                            _connector="OR",
+                        ),
+                        name="pgwerk_interval_range",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Job",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        db_default=pgwerk_django.models.UUIDv7(), editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                (
+                    "key",
+                    models.CharField(
+                        db_default=pgwerk_django.models.RandomKey(),
+                        default=pgwerk_django.models.random_key,
+                        max_length=255,
+                        verbose_name="key",
+                    ),
+                ),
+                (
+                    "schedule_name",
+                    models.CharField(
+                        blank=True, db_default="", default="", max_length=200, verbose_name="schedule name"
+                    ),
+                ),
+                ("due_at", models.DateTimeField(blank=True, null=True, verbose_name="due at")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[("scheduled", "scheduled"), ("trigger", "trigger"), ("adhoc", "ad hoc")],
+                        db_default="adhoc",
+                        default="adhoc",
+                        max_length=10,
+                        verbose_name="kind",
+                    ),
+                ),
+                ("function", models.CharField(db_default="", default="", max_length=500, verbose_name="function")),
+                (
+                    "target",
+                    models.CharField(db_default="worker", default="worker", max_length=50, verbose_name="target"),
+                ),
+                (
+                    "queue",
+                    models.CharField(db_default="default", default="default", max_length=100, verbose_name="queue"),
+                ),
+                ("priority", models.IntegerField(db_default=0, default=0, verbose_name="priority")),
+                (
+                    "args",
+                    models.JSONField(
+                        db_default=models.Value([], models.JSONField()), default=list, verbose_name="arguments"
+                    ),
+                ),
+                (
+                    "kwargs",
+                    models.JSONField(
+                        db_default=models.Value({}, models.JSONField()), default=dict, verbose_name="keyword arguments"
+                    ),
+                ),
+                (
+                    "meta",
+                    models.JSONField(
+                        db_default=models.Value({}, models.JSONField()), default=dict, verbose_name="meta"
+                    ),
+                ),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("READY", "Ready"),
+                            ("RUNNING", "Running"),
+                            ("SUCCESSFUL", "Successful"),
+                            ("FAILED", "Failed"),
+                            ("SKIPPED", "Skipped"),
+                            ("FORWARDED", "Forwarded"),
+                            ("CANCELLED", "Cancelled"),
+                        ],
+                        db_default="READY",
+                        default="READY",
+                        max_length=10,
+                        verbose_name="status",
+                    ),
+                ),
+                ("reason", models.TextField(blank=True, db_default="", default="", verbose_name="reason")),
+                ("attempt", models.IntegerField(db_default=0, default=0, verbose_name="attempt")),
+                ("max_attempts", models.IntegerField(db_default=1, default=1, verbose_name="maximum attempts")),
+                ("backoff", models.JSONField(blank=True, null=True, verbose_name="backoff")),
+                ("claims", models.IntegerField(db_default=0, default=0, verbose_name="claims")),
+                ("timeout", models.IntegerField(blank=True, null=True, verbose_name="timeout")),
+                ("result_ttl", models.IntegerField(blank=True, null=True, verbose_name="result TTL")),
+                ("failure_ttl", models.IntegerField(blank=True, null=True, verbose_name="failure TTL")),
+                (
+                    "enqueued_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(), verbose_name="enqueued at"
+                    ),
+                ),
+                (
+                    "run_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), verbose_name="run at"),
+                ),
+                ("started_at", models.DateTimeField(blank=True, null=True, verbose_name="started at")),
+                ("finished_at", models.DateTimeField(blank=True, null=True, verbose_name="finished at")),
+                ("lease_until", models.DateTimeField(blank=True, null=True, verbose_name="lease until")),
+                (
+                    "worker_name",
+                    models.CharField(blank=True, db_default="", default="", max_length=300, verbose_name="worker name"),
+                ),
+                (
+                    "external_id",
+                    models.CharField(blank=True, db_default="", default="", max_length=255, verbose_name="external id"),
+                ),
+                ("result", models.JSONField(blank=True, null=True, verbose_name="result")),
+                ("error", models.TextField(blank=True, db_default="", default="", verbose_name="error")),
+                (
+                    "errors",
+                    models.JSONField(
+                        db_default=models.Value([], models.JSONField()),
+                        default=list,
+                        verbose_name="errors of earlier attempts",
+                    ),
+                ),
+                ("progress", models.JSONField(blank=True, null=True, verbose_name="progress")),
+                (
+                    "cancel_requested_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="cancel requested at"),
+                ),
+                ("expires_at", models.DateTimeField(blank=True, null=True, verbose_name="expires at")),
+                (
+                    "worker",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="jobs",
+                        to="pgwerk_django.process",
+                        verbose_name="worker",
+                    ),
+                ),
+                (
+                    "schedule",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="jobs",
+                        to="pgwerk_django.schedule",
+                        verbose_name="schedule",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "job",
+                "verbose_name_plural": "jobs",
+                "db_table": "_pgwerk_jobs",
+                "permissions": [("retry_job", "Can retry jobs"), ("cancel_job", "Can cancel jobs")],
+                "indexes": [
+                    models.Index(
+                        condition=models.Q(("status", "READY")),
+                        fields=["queue", "-priority", "run_at"],
+                        name="pgwerk_claim",
+                    ),
+                    models.Index(
+                        condition=models.Q(("status__in", ["READY", "RUNNING"])),
+                        fields=["schedule"],
+                        name="pgwerk_open",
+                    ),
+                    models.Index(condition=models.Q(("status", "RUNNING")), fields=["worker"], name="pgwerk_running"),
+                    models.Index(
+                        condition=models.Q(("expires_at__isnull", False)), fields=["expires_at"], name="pgwerk_expiry"
+                    ),
+                ],
+                "constraints": [
+                    models.UniqueConstraint(fields=("key",), name="pgwerk_job_key"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            (
+                                "due_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "run_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                        ),
+                        name="pgwerk_job_instants",
+                    ),
+                ],
+            },
+        ),
+        migrations.RunSQL(AUTOVACUUM, migrations.RunSQL.noop),
+        migrations.RunSQL(REPLAN + WAKE, DROP_FUNCTIONS),
+    ]

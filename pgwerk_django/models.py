@@ -1,0 +1,588 @@
+"""The tables: schedules, jobs, processes; and every change of state, each one a guarded UPDATE."""
+
+import functools
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Self
+
+from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
+from django.db import models, transaction
+from django.db.models import F, Q, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Coalesce, Least, Now
+from django.db.models.lookups import LessThanOrEqual
+from django.utils.translation import gettext_lazy as _
+
+from pgwerk_django import conf, signals
+from pgwerk_django.policies import Misfire, Overlap
+from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interval, Once, Recurrence, Window
+
+HEARTBEAT = timedelta(seconds=10)
+SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
+DEAD_AFTER = timedelta(minutes=5)  # its row is deleted
+SYNC = "sync"  # `paused_by` of a pause that code may lift again
+# PostgreSQL's [[:cntrl:]] depends on the locale, so the characters are named.
+CONTROL_CHARACTERS = r"[\x01-\x1f\x7f\u0080-\u009f]"
+no_control_characters = RegexValidator(
+    CONTROL_CHARACTERS, _("A name may not contain control characters."), inverse_match=True
+)
+
+
+def default_timezone() -> str:
+    return settings.TIME_ZONE
+
+
+def random_key() -> str:
+    return str(uuid.uuid4())
+
+
+@contextmanager
+def atomic(using: str | None) -> Iterator[None]:
+    """A transaction of ours: where `NOTIFY` is off it sends no wake-up, which is local to it."""
+    with transaction.atomic(using=using):
+        if not conf.current().NOTIFY:
+            with transaction.get_connection(using).cursor() as cursor:
+                cursor.execute("SELECT set_config('pgwerk.notify', 'off', true)")
+        yield
+
+
+def database_now(using: str | None) -> datetime:
+    with transaction.get_connection(using).cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        now: datetime = cursor.fetchone()[0]
+    return now.astimezone(UTC)
+
+
+class UUIDv7(models.Func):
+    """A time-ordered UUID made by the database: PostgreSQL has its own `uuidv7()` only from 18 on."""
+
+    template = (
+        "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing"
+        " substring(int8send(floor(extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)"
+        " from 1 for 6), 52, 1), 53, 1), 'hex')::uuid"
+    )
+    output_field = models.UUIDField()
+
+
+class RandomKey(models.Func):
+    template = "gen_random_uuid()::text"
+    output_field = models.CharField()
+
+
+class Origin(models.TextChoices):
+    CODE = "code", _("code")
+    API = "api", _("API")
+    ADMIN = "admin", _("admin")
+
+
+class Kind(models.TextChoices):
+    SCHEDULED = "scheduled", _("scheduled")
+    TRIGGER = "trigger", _("trigger")
+    ADHOC = "adhoc", _("ad hoc")
+
+
+class Status(models.TextChoices):
+    """Django Tasks' words, and three of ours."""
+
+    READY = "READY", _("Ready")
+    RUNNING = "RUNNING", _("Running")
+    SUCCESSFUL = "SUCCESSFUL", _("Successful")
+    FAILED = "FAILED", _("Failed")
+    SKIPPED = "SKIPPED", _("Skipped")
+    FORWARDED = "FORWARDED", _("Forwarded")
+    CANCELLED = "CANCELLED", _("Cancelled")
+
+
+class State(models.TextChoices):
+    """What a person wants to know of a schedule."""
+
+    ERROR = "ERROR", _("Error")
+    PAUSED = "PAUSED", _("Paused")
+    ENDED = "ENDED", _("Ended")
+    LATE = "LATE", _("Late")
+    OK = "OK", _("OK")
+
+
+def due_at() -> Least:
+    """When a schedule next wants a tick; the index `pgwerk_due` is on exactly this."""
+    return Least("next_run_at", "triggered_at")
+
+
+# Columns that say when a schedule is due: to change one is to plan anew. (The re-plan trigger has the same list.)
+PLANNING = frozenset({"cron", "interval", "timezone", "anchor_at", "starts_at", "ends_at", "max_runs"})
+UNPAUSED: dict[str, Any] = {"paused": False, "paused_at": None, "paused_by": "", "pause_reason": ""}
+# A paused schedule may still be triggered: it runs once and stays paused.
+MAY_RUN = Q(paused=False) | Q(triggered_at__isnull=False)
+
+
+class ScheduleQuerySet(models.QuerySet["Schedule"]):
+    def due(self) -> Self:
+        """What is due by PostgreSQL's clock. Filter by nothing else, or the index cannot lead to it."""
+        return self.filter(MAY_RUN, LessThanOrEqual(due_at(), Now()))
+
+    def next_due(self) -> tuple[datetime | None, datetime]:
+        """When the first that `claim` takes will be due (None: never), and PostgreSQL's now: one statement, led by the index."""
+        with transaction.get_connection(self.db).cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT (
+                    SELECT least(next_run_at, triggered_at) FROM _pgwerk_schedules
+                    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
+                        AND misfire = ANY(%s) AND overlap = ANY(%s)
+                    ORDER BY least(next_run_at, triggered_at) LIMIT 1
+                ), statement_timestamp()
+                """,
+                [Misfire.values, Overlap.values],
+            )
+            next_due_at, now = cursor.fetchone()
+        return next_due_at, now
+
+    def retry_set_aside(self) -> int:
+        """Plan anew what was set aside with an error: the reason may have been this host's time zone data, or old code."""
+        aside = self.exclude(error="")
+        # First those that no rule could plan: their due time is the one they were given.
+        one_offs = aside.filter(cron="", interval=None).update(error="", next_run_at=F("anchor_at"))
+        return one_offs + aside.update(error="", replan=True, next_run_at=Now())
+
+    def from_newer_code(self) -> Self:
+        """Rows whose policies this version does not know: a tick leaves them to schedulers that do."""
+        return self.exclude(misfire__in=Misfire.values, overlap__in=Overlap.values)
+
+    def claim(self, limit: int) -> Self:
+        """Lock up to `limit` of these, the longest due first, passing over what others hold.
+
+        A row whose policies are unknown here was written by newer code: it is left to schedulers that know them.
+        """
+        return (
+            self.filter(misfire__in=Misfire.values, overlap__in=Overlap.values)
+            .order_by(due_at())
+            .select_for_update(skip_locked=True, no_key=True)[:limit]
+        )
+
+    def pause(self, reason: str = "", by: str = "") -> int:
+        """Stop firing; due times from now to `resume()` have no jobs. One that is paused keeps its own pause.
+
+        But a pause by sync, which a deploy may lift, becomes the person's, which only a person lifts.
+        """
+        free = Q(paused=False) if by == SYNC else Q(paused=False) | Q(paused_by=SYNC)
+        with self._locked(free) as (rows, names):
+            rows.update(paused=True, paused_at=Coalesce("paused_at", Now()), paused_by=by, pause_reason=reason)
+            return self._tell(signals.schedules_paused, names, by=by, reason=reason)
+
+    def resume(self, by: str = "") -> int:
+        """Fire again, planned from now (by the re-plan trigger): due times in the pause are not misfires."""
+        with self._locked(Q(paused=True)) as (rows, names):
+            rows.update(**UNPAUSED)
+            return self._tell(signals.schedules_resumed, names, by=by)
+
+    def trigger(self, by: str = "") -> int:
+        """Ask for one extra run now, beside the cadence. Asked again before a tick came, it is still one run."""
+        with self._locked(Q()) as (rows, names):
+            rows.update(triggered_at=Coalesce("triggered_at", Now()), triggered_by=by)
+            return self._tell(signals.schedules_triggered, names, by=by)
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """Delete the schedules; their waiting jobs become CANCELLED, their history stays."""
+        with self._locked(Q()) as (rows, names):
+            Job.objects.using(self.db).open().filter(schedule__in=rows.values("pk"), status=Status.READY).update(
+                status=Status.CANCELLED,
+                reason="schedule deleted",
+                finished_at=Now(),
+                expires_at=expiry("failure_ttl", conf.current().FAILURE_TTL),
+            )
+            deleted = super(ScheduleQuerySet, rows).delete()
+            self._tell(signals.schedules_deleted, names)
+        return deleted
+
+    delete.alters_data = True  # type: ignore[attr-defined]
+    delete.queryset_only = True  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _locked(self, condition: Q) -> "Iterator[tuple[ScheduleQuerySet, list[str]]]":
+        """Lock in name order, as sync does: two people and a deploy at once cannot deadlock."""
+        with atomic(self.db):
+            everything = ScheduleQuerySet(self.model, using=self.db)
+            asked = everything.filter(condition, pk__in=self.values("pk")).order_by("name")
+            locked = dict(asked.select_for_update(no_key=True).values_list("pk", "name"))
+            yield everything.filter(pk__in=list(locked)), list(locked.values())
+
+    def _tell(self, signal: Any, names: list[str], **event: str) -> int:
+        if names:
+            signals.send(signal, using=self.db, names=names, **event)
+        return len(names)
+
+
+def _seconds(*, minimum: int = 0, maximum: int = 2**31 - 1, **options: Any) -> "models.IntegerField[Any, Any]":
+    validators = [MinValueValidator(minimum), MaxValueValidator(maximum)]
+    return models.IntegerField(validators=validators, **options)
+
+
+class Schedule(models.Model):
+    """One recurring job: what to run, when, and under which policies."""
+
+    name = models.CharField(_("name"), max_length=200, validators=[no_control_characters])
+    function = models.CharField(_("function"), max_length=500, default="", db_default="")
+    target = models.CharField(_("target"), max_length=50, default="worker", db_default="worker")
+    queue = models.CharField(_("queue"), max_length=100, default="default", db_default="default")
+    args = models.JSONField(_("arguments"), default=list, db_default=Value([], models.JSONField()), blank=True)
+    kwargs = models.JSONField(
+        _("keyword arguments"), default=dict, db_default=Value({}, models.JSONField()), blank=True
+    )
+    cron = models.CharField(_("cron"), max_length=200, default="", db_default="", blank=True)
+    interval = models.IntegerField(_("interval"), null=True, blank=True, help_text=_("seconds"))
+    timezone = models.CharField(_("time zone"), max_length=100, default=default_timezone, db_default="UTC")
+    starts_at = models.DateTimeField(_("starts at"), null=True, blank=True)
+    ends_at = models.DateTimeField(_("ends at"), null=True, blank=True)
+    max_runs = models.IntegerField(_("maximum runs"), null=True, blank=True, validators=[MinValueValidator(1)])
+    jitter = _seconds(verbose_name=_("jitter"), default=0, db_default=0)
+    priority = models.IntegerField(_("priority"), default=0, db_default=0)
+    overlap = models.CharField(
+        _("overlap"), max_length=20, choices=Overlap, default=Overlap.BUFFER_ONE, db_default=Overlap.BUFFER_ONE.value
+    )
+    misfire = models.CharField(
+        _("misfire"), max_length=20, choices=Misfire, default=Misfire.LATEST, db_default=Misfire.LATEST.value
+    )
+    misfire_grace = _seconds(verbose_name=_("misfire grace"), default=60, db_default=60)
+    max_attempts = models.IntegerField(
+        _("maximum attempts"), default=1, db_default=1, validators=[MinValueValidator(1)]
+    )
+    backoff = models.JSONField(_("backoff"), null=True, blank=True)
+    timeout = _seconds(verbose_name=_("timeout"), minimum=1, null=True, blank=True)
+    result_ttl = _seconds(verbose_name=_("result TTL"), null=True, blank=True)
+    failure_ttl = _seconds(verbose_name=_("failure TTL"), null=True, blank=True)
+    meta = models.JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()), blank=True)
+    description = models.TextField(_("description"), default="", db_default="", blank=True)
+
+    origin = models.CharField(
+        _("origin"), max_length=10, choices=Origin, default=Origin.CODE, db_default=Origin.CODE.value
+    )
+    last_registered_at = models.DateTimeField(_("last registered at"), null=True, editable=False)
+    created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+
+    next_run_at = models.DateTimeField(_("next run"), null=True, blank=True)
+    anchor_at = models.DateTimeField(_("anchor"), db_default=Now(), editable=False)
+    replan = models.BooleanField(default=False, db_default=False, editable=False)
+    triggered_at = models.DateTimeField(_("triggered at"), null=True, editable=False)
+    triggered_by = models.CharField(_("triggered by"), max_length=200, default="", db_default="", editable=False)
+    paused = models.BooleanField(_("paused"), default=False, db_default=False, editable=False)
+    paused_at = models.DateTimeField(_("paused at"), null=True, editable=False)
+    paused_by = models.CharField(_("paused by"), max_length=200, default="", db_default="", editable=False)
+    pause_reason = models.TextField(_("pause reason"), default="", db_default="", editable=False)
+    run_count = models.IntegerField(_("runs"), default=0, db_default=0, editable=False)
+    last_run_at = models.DateTimeField(_("last run"), null=True, editable=False)
+    error = models.TextField(_("error"), default="", db_default="", editable=False)
+
+    # What a definition says; everything else belongs to the machine and to people's actions.
+    DEFINITION: ClassVar[tuple[str, ...]] = (
+        "name", "function", "target", "queue", "args", "kwargs", "cron", "interval", "timezone", "starts_at", "ends_at",
+        "max_runs", "jitter", "priority", "overlap", "misfire", "misfire_grace", "max_attempts", "backoff", "timeout",
+        "result_ttl", "failure_ttl", "meta", "description",
+    )  # fmt: skip
+
+    objects = ScheduleQuerySet.as_manager()
+
+    class Meta:
+        db_table = "_pgwerk_schedules"
+        verbose_name = _("schedule")
+        verbose_name_plural = _("schedules")
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="pgwerk_schedule_name"),
+            models.CheckConstraint(
+                name="pgwerk_schedule_name_text", condition=~Q(name="") & ~Q(name__regex=CONTROL_CHARACTERS)
+            ),
+            models.CheckConstraint(name="pgwerk_one_recurrence", condition=Q(cron="") | Q(interval__isnull=True)),
+            # PostgreSQL's instants reach further than Python's: one out of range would stop the tick that reads it.
+            models.CheckConstraint(
+                name="pgwerk_instants",
+                condition=Q(
+                    **{
+                        f"{column}__range": EXPRESSIBLE
+                        for column in (
+                            "starts_at",
+                            "ends_at",
+                            "next_run_at",
+                            "anchor_at",
+                            "triggered_at",
+                            "last_run_at",
+                        )
+                    }
+                ),
+            ),
+            models.CheckConstraint(
+                name="pgwerk_interval_range",
+                condition=Q(interval__isnull=True) | Q(interval__gte=1, interval__lte=LONGEST_INTERVAL),
+            ),
+        ]
+        indexes = [models.Index(due_at(), name="pgwerk_due", condition=MAY_RUN)]
+        permissions = [
+            ("pause_schedule", _("Can pause and resume schedules")),
+            ("trigger_schedule", _("Can trigger schedules")),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def save(self, *args: Any, update_fields: Any = None, **options: Any) -> None:
+        """Write a new row whole, and of an existing one the definition only.
+
+        A stale instance must not undo a tick, a pause or a trigger: those columns change by guarded updates, or by
+        naming them in `update_fields`.
+        """
+        if update_fields is None and not args and not self._state.adding and not options.get("force_insert"):
+            update_fields = set(self.DEFINITION) - self.get_deferred_fields()
+        super().save(*args, update_fields=update_fields, **options)
+
+    def delete(self, using: str | None = None, keep_parents: bool = False) -> tuple[int, dict[str, int]]:
+        deleted = Schedule.objects.using(using or self._state.db).filter(pk=self.pk).delete()
+        self.pk = None
+        return deleted
+
+    @property
+    def recurrence(self) -> Recurrence:
+        """When it is due. Raises `ValueError` for a row that no rule of time can be read from."""
+        return recurrence_of(self)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {column: getattr(self, column) for column in self.DEFINITION}
+
+    def redefine(
+        self, changes: dict[str, Any], *, now: datetime, first: datetime | None = None, plan: bool = False
+    ) -> None:
+        """Write `changes` to this row, which the caller has locked, and plan it if `plan` or if they touch when it is due.
+
+        A due time that has passed and that no tick has seen yet is not lost: it stays, and the new rule follows after it.
+        With `first` the row is due then, whatever it waited for.
+        """
+        if first is not None:
+            changes = {**changes, "anchor_at": first}
+        rows = Schedule.objects.using(self._state.db).filter(pk=self.pk)
+        waits = not (self.paused or self.replan) and self.next_run_at is not None and self.next_run_at <= now
+        for column, value in changes.items():
+            setattr(self, column, value)
+        if changes:
+            rows.update(**changes)
+        if not self.paused and (plan or changes.keys() & PLANNING or "paused" in changes):
+            self.replan, self.error = False, ""
+            if first is not None:
+                self.next_run_at = first
+            elif not waits and not self._stays_one_off(changes):
+                self.next_run_at = self.recurrence.next_after(max(now, self.last_run_at or now))
+            # A statement of its own: in one with the change, an unmoved `next_run_at` looks unset to the re-plan trigger.
+            rows.update(next_run_at=self.next_run_at, replan=False, error="")
+
+    def _stays_one_off(self, changes: dict[str, Any]) -> bool:
+        """Whether its only due time is the one it waits for: no rule could plan that anew."""
+        return not self.cron and self.interval is None and not {"cron", "interval"} & changes.keys()
+
+    @property
+    def rule(self) -> str:
+        """The recurrence in a word or two, also of a row whose recurrence cannot be read."""
+        if self.cron:
+            return f"{self.cron} ({self.timezone})"
+        return "once" if self.interval is None else f"every {self.interval} s"
+
+    def upcoming(self, n: int, now: datetime) -> list[datetime]:
+        """The next `n` due times, from the functions the tick uses: none while it is paused, set aside or has ended."""
+        if self.paused or self.next_run_at is None:
+            return []
+        remaining = n if self.max_runs is None else min(n, self.max_runs - self.run_count)
+        planned = [] if self.replan else [self.next_run_at]
+        after = now if self.replan else self.next_run_at
+        return [*planned, *self.recurrence.upcoming(after, n)][: max(remaining, 0)]
+
+    def state(self, now: datetime) -> State:
+        if self.error:
+            return State.ERROR
+        if self.paused:
+            return State.PAUSED
+        if self.next_run_at is None:
+            return State.ENDED
+        return State.LATE if self.next_run_at < now - timedelta(seconds=self.misfire_grace) else State.OK
+
+
+_cron = functools.lru_cache(maxsize=4096)(Cron)
+
+
+def recurrence_of(row: Any) -> Recurrence:
+    """The rule of time in a schedule's columns, within its window (`starts_at` to `ends_at`, both included)."""
+    recurrence: Recurrence
+    starts_at = row.starts_at
+    if row.cron:
+        recurrence = _cron(row.cron, row.timezone)
+        if row.anchor_at > row.created_at:  # the first run that `schedule_at` gave it: none comes before
+            starts_at = max(row.anchor_at, starts_at or row.anchor_at)
+    elif row.interval is not None:
+        # The instant of creation is where the grid hangs, and no due time: the first is one interval later.
+        first = timedelta(seconds=row.interval) if row.anchor_at == row.created_at else timedelta()
+        recurrence = Interval(row.interval, row.anchor_at + first)
+    else:
+        recurrence = Once()
+    if starts_at is None and row.ends_at is None:
+        return recurrence
+    return Window(recurrence, starts_at, row.ends_at)
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def open(self) -> Self:
+        """Not finished. The values are in the text: only so can any plan use `pgwerk_open`, which says the same."""
+        still = RawSQL("(status IN ('READY', 'RUNNING'))", (), models.BooleanField())
+        return self.filter(still)
+
+    def delete_expired(self, limit: int) -> int:
+        """Delete up to `limit` finished jobs whose time to live is over, in a statement and a commit of their own."""
+        with transaction.get_connection(self.db).cursor() as cursor:
+            cursor.execute(
+                """
+                DELETE FROM _pgwerk_jobs WHERE id IN (
+                    SELECT id FROM _pgwerk_jobs WHERE expires_at <= statement_timestamp()
+                    ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+                )
+                """,
+                [limit],
+            )
+            return int(cursor.rowcount)
+
+
+def expiry(ttl: str, default: int) -> "models.ExpressionWrapper[Any]":
+    """Now and a finished job's ttl (the column `ttl`, else `default` seconds) from now."""
+    lifetime = Coalesce(F(ttl), Value(default)) * Value(timedelta(seconds=1), output_field=models.DurationField())
+    return models.ExpressionWrapper(Now() + lifetime, output_field=models.DateTimeField())
+
+
+class Job(models.Model):
+    """The record of one run: queue entry, history and idempotency key in one row."""
+
+    id = models.UUIDField(primary_key=True, db_default=UUIDv7(), editable=False)
+    key = models.CharField(_("key"), max_length=255, default=random_key, db_default=RandomKey())
+    # No constraint: it costs 40 % of an insert and races with deletes. `schedule_name` is the durable link.
+    schedule = models.ForeignKey(
+        Schedule,
+        models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        null=True,
+        blank=True,
+        related_name="jobs",
+        verbose_name=_("schedule"),
+    )
+    schedule_name = models.CharField(_("schedule name"), max_length=200, default="", db_default="", blank=True)
+    due_at = models.DateTimeField(_("due at"), null=True, blank=True)
+    kind = models.CharField(_("kind"), max_length=10, choices=Kind, default=Kind.ADHOC, db_default=Kind.ADHOC.value)
+    function = models.CharField(_("function"), max_length=500, default="", db_default="")
+    target = models.CharField(_("target"), max_length=50, default="worker", db_default="worker")
+    queue = models.CharField(_("queue"), max_length=100, default="default", db_default="default")
+    priority = models.IntegerField(_("priority"), default=0, db_default=0)
+    args = models.JSONField(_("arguments"), default=list, db_default=Value([], models.JSONField()))
+    kwargs = models.JSONField(_("keyword arguments"), default=dict, db_default=Value({}, models.JSONField()))
+    meta = models.JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()))
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status, default=Status.READY, db_default=Status.READY.value
+    )
+    reason = models.TextField(_("reason"), default="", db_default="", blank=True)
+    attempt = models.IntegerField(_("attempt"), default=0, db_default=0)
+    max_attempts = models.IntegerField(_("maximum attempts"), default=1, db_default=1)
+    backoff = models.JSONField(_("backoff"), null=True, blank=True)
+    claims = models.IntegerField(_("claims"), default=0, db_default=0)
+    timeout = models.IntegerField(_("timeout"), null=True, blank=True)
+    result_ttl = models.IntegerField(_("result TTL"), null=True, blank=True)
+    failure_ttl = models.IntegerField(_("failure TTL"), null=True, blank=True)
+    enqueued_at = models.DateTimeField(_("enqueued at"), db_default=Now())
+    run_at = models.DateTimeField(_("run at"), db_default=Now())
+    started_at = models.DateTimeField(_("started at"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
+    worker = models.ForeignKey(
+        "Process",
+        models.DO_NOTHING,
+        db_constraint=False,
+        db_index=False,
+        null=True,
+        blank=True,
+        related_name="jobs",
+        verbose_name=_("worker"),
+    )
+    worker_name = models.CharField(_("worker name"), max_length=300, default="", db_default="", blank=True)
+    external_id = models.CharField(_("external id"), max_length=255, default="", db_default="", blank=True)
+    result = models.JSONField(_("result"), null=True, blank=True)
+    error = models.TextField(_("error"), default="", db_default="", blank=True)
+    errors = models.JSONField(_("errors of earlier attempts"), default=list, db_default=Value([], models.JSONField()))
+    progress = models.JSONField(_("progress"), null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        db_table = "_pgwerk_jobs"
+        verbose_name = _("job")
+        verbose_name_plural = _("jobs")
+        constraints = [
+            models.UniqueConstraint(fields=["key"], name="pgwerk_job_key"),
+            models.CheckConstraint(
+                name="pgwerk_job_instants", condition=Q(due_at__range=EXPRESSIBLE, run_at__range=EXPRESSIBLE)
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["queue", "-priority", "run_at"], name="pgwerk_claim", condition=Q(status="READY")),
+            models.Index(fields=["schedule"], name="pgwerk_open", condition=Q(status__in=["READY", "RUNNING"])),
+            models.Index(fields=["worker"], name="pgwerk_running", condition=Q(status="RUNNING")),
+            models.Index(fields=["expires_at"], name="pgwerk_expiry", condition=Q(expires_at__isnull=False)),
+        ]
+        permissions = [("retry_job", _("Can retry jobs")), ("cancel_job", _("Can cancel jobs"))]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class ProcessQuerySet(models.QuerySet["Process"]):
+    def delete_dead(self) -> int:
+        """Rows of processes that ended without saying so. One that was only frozen writes its row again."""
+        return self.filter(heartbeat_at__lt=Now() - DEAD_AFTER).delete()[0]
+
+
+class Process(models.Model):
+    """One row for each live scheduler or worker, refreshed by its heartbeat."""
+
+    role = models.CharField(_("role"), max_length=20, default="", db_default="")
+    host = models.CharField(_("host"), max_length=255, default="", db_default="")
+    pid = models.IntegerField(_("pid"), default=0, db_default=0)
+    version = models.CharField(_("version"), max_length=50, default="", db_default="")
+    queues = models.JSONField(_("queues"), default=list, db_default=Value([], models.JSONField()))
+    started_at = models.DateTimeField(_("started at"), db_default=Now())
+    heartbeat_at = models.DateTimeField(_("heartbeat at"), db_default=Now())
+    last_tick_at = models.DateTimeField(_("last tick at"), null=True, blank=True)
+    stats = models.JSONField(_("stats"), default=dict, db_default=Value({}, models.JSONField()))
+
+    objects = ProcessQuerySet.as_manager()
+
+    class Meta:
+        db_table = "_pgwerk_processes"
+        verbose_name = _("process")
+        verbose_name_plural = _("processes")
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.host}:{self.pid}"
+
+    @classmethod
+    def here(cls, role: str, *, version: str, queues: Sequence[str] = ()) -> Self:
+        """The row of this process, yet to be written by its first `beat`."""
+        return cls(role=role, host=socket.gethostname(), pid=os.getpid(), version=version, queues=list(queues))
+
+    def beat(self, *, using: str, **stats: Any) -> None:
+        """Say that this process lives. An upsert: whoever took it for dead and deleted the row was wrong."""
+        self.heartbeat_at, self.stats = Now(), {**self.stats, **stats}
+        Process.objects.using(using).bulk_create(
+            [self],
+            update_conflicts=True,
+            unique_fields=["id"],
+            update_fields=["heartbeat_at", "last_tick_at", "stats"],
+        )
+
+    def end(self, *, using: str) -> None:
+        Process.objects.using(using).filter(pk=self.pk).delete()

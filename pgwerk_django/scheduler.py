@@ -1,0 +1,408 @@
+"""`Scheduler`: the manual's API, and the loop around the tick."""
+
+import asyncio
+import datetime as dt
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, Unpack, overload
+
+import psycopg.errors
+from asgiref.sync import sync_to_async
+from django.db import OperationalError, connections
+
+import pgwerk_django
+from pgwerk_django import conf, signals, targets
+from pgwerk_django import registry as declared
+from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
+from pgwerk_django.models import (
+    HEARTBEAT,
+    Job,
+    Origin,
+    Process,
+    Schedule,
+    ScheduleQuerySet,
+    atomic,
+    database_now,
+)
+from pgwerk_django.registry import Options
+from pgwerk_django.sync import Difference, check_on_unregistered, synchronise
+from pgwerk_django.targets.worker import load
+from pgwerk_django.tick import tick
+from pgwerk_django.worker import recover_lost
+
+Function = TypeVar("Function")
+
+HOUSEKEEPING = dt.timedelta(minutes=1)
+LOOK_ASIDE = dt.timedelta(hours=1)  # for what was set aside, and for what is left to newer code
+EXPIRED_BATCH = 1000
+# Seconds to wait when something is due, but another scheduler holds it.
+HELD_BY_ANOTHER = (0.05, 0.25)
+SYNC_PATIENCE = dt.timedelta(milliseconds=300)
+
+
+class _Service:
+    """What `Scheduler.run()` gives to its loop: sync first, then ticks, with housekeeping in between."""
+
+    def __init__(self, scheduler: "Scheduler", batch_size: int | None) -> None:
+        self._scheduler = scheduler
+        self._batch_size = batch_size
+        self._using = scheduler.using
+        self._process = Process.here("scheduler", version=pgwerk_django.__version__)
+        self._synced = False
+        self._time_to_beat = Every(HEARTBEAT)
+        self._time_to_clean = Every(HOUSEKEEPING)
+        self._time_to_look_aside = Every(LOOK_ASIDE)
+
+    def step(self) -> float:
+        if not self._synced and not self._sync():
+            return _held_by_another()
+        if self._time_to_look_aside():
+            self._look_aside()
+        next_due_at, now = Schedule.objects.using(self._using).next_due()  # the one statement of an idle pass
+        asked = time.monotonic()
+        delay = self._until(next_due_at, now)
+        if delay <= 0:
+            delay = 0 if self._scheduler.tick(batch_size=self._batch_size) else _held_by_another()
+        self._process.last_tick_at = now
+        self._care()
+        return max(delay - (time.monotonic() - asked), 0)
+
+    def close(self) -> None:
+        if self._synced:
+            signals.send_now(signals.process_stopped, role="scheduler")
+            self._process.end(using=self._using)
+
+    def _sync(self) -> bool:
+        """Whether it could be done: a row that somebody holds must not keep us from hearing that we are to stop."""
+        try:
+            self._scheduler._synchronise(lock_timeout=SYNC_PATIENCE)
+        except OperationalError as error:
+            if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                return False
+            raise
+        signals.send_now(signals.process_started, role="scheduler")
+        self._synced = True
+        return True
+
+    def _until(self, next_due_at: dt.datetime | None, now: dt.datetime) -> float:
+        """Seconds from PostgreSQL's now, at most one poll: what becomes due earlier must not wait longer."""
+        poll = conf.current().POLL_INTERVAL
+        return poll if next_due_at is None else min(max((next_due_at - now).total_seconds(), 0), poll)
+
+    def _look_aside(self) -> None:
+        """Give what was set aside another chance, and say what is left to newer code."""
+        self._scheduler._schedules.retry_set_aside()
+        for name in self._scheduler._schedules.due().from_newer_code().values_list("name", flat=True):
+            signals.send_now(signals.schedule_left_alone, name=name, why="a policy that this version does not know")
+
+    def _care(self) -> None:
+        if self._time_to_beat():
+            self._process.beat(using=self._using)
+        if self._time_to_clean() and keep_house(using=self._using) == EXPIRED_BATCH:
+            self._time_to_clean.again()
+
+
+def _held_by_another() -> float:
+    return random.uniform(*HELD_BY_ANOTHER)  # noqa: S311  # not all schedulers at once; it guards nothing
+
+
+def keep_house(*, using: str) -> int:
+    """Delete what has expired (one batch) and who is dead, and find jobs whose worker vanished. How many jobs expired."""
+    jobs = Job.objects.using(using).delete_expired(EXPIRED_BATCH)
+    processes = Process.objects.using(using).delete_dead()
+    recover_lost(using=using)
+    if jobs or processes:
+        signals.send(signals.housekept, using=using, jobs=jobs, processes=processes)
+    return jobs
+
+
+class Scheduler:
+    """Recurring jobs, declared in code or made at run time; any number of processes may run one.
+
+    Each method has an async twin: `a` and its name (`acron`, `aget`, ...; that of `sync` is `a_sync`).
+    `on_unregistered` says what `sync` does with rows that came from code and that this process does not declare:
+    `"pause"` them (safe for rolling deploys), `"keep"` or `"delete"` them. The constructor touches no database.
+    """
+
+    def __init__(self, *, on_unregistered: str = "pause", using: str | None = None) -> None:
+        self.on_unregistered = check_on_unregistered(on_unregistered)
+        self._using = using
+        self._loop: Loop | None = None
+        self._stopped = False
+
+    @property
+    def using(self) -> str:
+        """The database alias: the one given, else `PGWERK["DATABASE"]`."""
+        return self._using or conf.current().DATABASE
+
+    @property
+    def _schedules(self) -> ScheduleQuerySet:
+        return Schedule.objects.using(self.using)
+
+    # -- what code declares
+
+    @overload
+    def register(self, func: Function, /, **options: Unpack[Options]) -> Function: ...
+    @overload
+    def register(self, func: None = None, /, **options: Unpack[Options]) -> Callable[[Function], Function]: ...
+
+    def register(self, func: Any = None, /, **options: Any) -> Any:
+        """`@schedule` by another name: stage a schedule in this process; `sync` writes it."""
+        return declared.schedule(func, **options)
+
+    def unregister(self, name: str) -> bool:
+        """Take a declaration back, before `sync`; whether there was one."""
+        return declared.registry.remove(name)
+
+    def sync(self) -> tuple[int, int, list[str]]:
+        """Make the rows equal to what code declares: how many were inserted, how many updated, which orphans were reconciled."""
+        found = self._synchronise()
+        return len(found.inserted), len(found.updated), found.reconciled
+
+    def _synchronise(self, lock_timeout: dt.timedelta | None = None) -> Difference:
+        return synchronise(
+            declared.registry, on_unregistered=self.on_unregistered, using=self.using, lock_timeout=lock_timeout
+        )
+
+    # -- running
+
+    def run_once(self, batch_size: int | None = None) -> None:
+        """Sync, tick until nothing is due (or `stop()`), and do the housekeeping: for sites that start it from cron."""
+        self._synchronise()
+        self._schedules.retry_set_aside()
+        while not self._stopped and self.tick(batch_size):
+            pass
+        keep_house(using=self.using)
+
+    def tick(self, batch_size: int | None = None) -> int:
+        """One batch of what is due: how many schedules it handled (0: nothing was due, or others hold it)."""
+        return tick(using=self.using, batch_size=batch_size)
+
+    def run(self, *others: Runner, batch_size: int | None = None, bell: Bell | None = None) -> None:
+        """Sync, then tick until `stop()`. Runners given here (a worker) share the loop and its connection."""
+        bell = bell or Bell()
+        self._loop = Loop(
+            _Service(self, batch_size),
+            *others,
+            using=self.using,
+            bell=bell,
+            on_lost=signals.send_database_lost,
+            on_back=signals.send_database_back,
+        )
+        channels = ["pgwerk_schedules", *(["pgwerk_jobs"] if others else [])]
+        try:
+            with listening(bell, *channels, on_failed=signals.send_listen_failed):
+                if self._stopped:  # before it could start
+                    self._loop.stop()
+                self._loop.run()
+        finally:
+            self._stopped, self._loop = False, None
+            if threading.current_thread() is not threading.main_thread():
+                connections[self.using].close()  # it is this thread's own
+
+    def stop(self) -> None:
+        """End `run()` after the tick at hand. Safe from any thread and from signal handlers."""
+        self._stopped = True
+        if self._loop is not None:
+            self._loop.stop()
+
+    # -- schedules made at run time
+
+    def cron(self, expr: str, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
+        """Have `func(*args, **kwargs)` run by a cron expression; `_`-prefixed keywords are options."""
+        return self._schedule(func, {"cron": expr, "args": args, **_split(kwargs)})
+
+    def interval(self, seconds: Any, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
+        """Have `func(*args, **kwargs)` run every so many seconds; `_`-prefixed keywords are options."""
+        return self._schedule(func, {"interval": seconds, "args": args, **_split(kwargs)})
+
+    def schedule(self, func: Any, /, **options: Unpack[Options]) -> Schedule:
+        """Insert or update one schedule, with the options of `@schedule`, and plan its next run."""
+        return self._schedule(func, options)
+
+    def schedule_at(self, func: Any, when: dt.datetime, /, **options: Unpack[Options]) -> Schedule:
+        """Like `schedule`, with the first run at `when` (UTC if naive). Without cron or interval it runs once."""
+        first = declared.instant(when, "when")
+        if first is None:
+            raise TypeError("when must be a datetime, got None")
+        return self._schedule(func, options, first=lambda now: first)
+
+    def schedule_in(self, seconds: int | dt.timedelta, func: Any, /, **options: Unpack[Options]) -> Schedule:
+        """Like `schedule_at`, so many seconds (or a `timedelta`) from now, by PostgreSQL's clock."""
+        delay = dt.timedelta(seconds=declared.duration(seconds, "seconds"))
+        return self._schedule(func, options, first=lambda now: now + delay)
+
+    def update(self, name: str, /, **fields: Any) -> Schedule:
+        """Change options of a schedule (with or without the leading underscore); cron replaces interval and the reverse.
+
+        Raises `TypeError` for an unknown option and `Schedule.DoesNotExist` for an unknown name.
+        """
+        changes = declared.read_options(fields)
+        if "name" in changes:
+            raise TypeError(
+                "name cannot be updated: it is the schedule's identity, under which its due times are recorded"
+            )
+        if changes.get("cron"):
+            changes.setdefault("interval", None)
+        elif changes.get("interval") is not None:
+            changes.setdefault("cron", "")
+        with atomic(self.using):
+            row = self._named(name, self._schedules.select_for_update(no_key=True)).get()
+            wanted = {**row.definition, **changes}
+            declared.check_recurrence(wanted, once=not row.cron and row.interval is None)
+            _check_payload(row.function, wanted)
+            row.redefine(changes, now=database_now(self.using))
+        return row
+
+    def _schedule(
+        self, func: Any, options: Mapping[str, Any], *, first: Callable[[dt.datetime], dt.datetime] | None = None
+    ) -> Schedule:
+        definition = declared.define(func, options, once=first is not None)
+        _check_payload(func, definition.columns)
+        with atomic(self.using):
+            now = database_now(self.using)
+            first_due_at = first(now) if first else None
+            _check_first(first_due_at, definition)
+            row, created = self._schedules.select_for_update(no_key=True).get_or_create(
+                name=definition.name, defaults=_as_new(definition, now, first_due_at)
+            )
+            if not created:
+                changes = declared.differences(definition.columns, row.definition)
+                row.redefine(changes, now=now, first=first_due_at, plan=True)
+        return row
+
+    # -- by name
+
+    def pause(self, name: str, reason: str = "", by: str = "") -> Schedule:
+        """Let due times pass without jobs until `resume()`; sync leaves a person's pause alone."""
+        self._named(name).pause(reason=reason, by=by)
+        return self._schedules.get(name=name)
+
+    def resume(self, name: str, by: str = "") -> Schedule:
+        """End a pause. The next run is planned from now."""
+        self._named(name).resume(by=by)
+        return self._schedules.get(name=name)
+
+    def trigger(self, name: str, by: str = "") -> Schedule:
+        """One extra run, with the full payload, at the next tick; the cadence stays as it is."""
+        self._named(name).trigger(by=by)
+        return self._schedules.get(name=name)
+
+    def delete(self, name: str) -> bool:
+        """Delete a schedule; whether there was one. What it has run stays on record."""
+        return self._schedules.filter(name=name).delete()[0] > 0
+
+    def get(self, name: str) -> Schedule | None:
+        return self._schedules.filter(name=name).first()
+
+    def list_schedules(self) -> list[Schedule]:
+        """All of them, by name."""
+        return list(self._schedules.order_by("name"))
+
+    def _named(self, name: str, among: ScheduleQuerySet | None = None) -> ScheduleQuerySet:
+        found = (self._schedules if among is None else among).filter(name=name)
+        if not found.exists():
+            raise Schedule.DoesNotExist(f"there is no schedule named {name!r}")
+        return found
+
+    # -- the async twins
+
+    async def a_sync(self) -> tuple[int, int, list[str]]:
+        return await sync_to_async(self.sync)()
+
+    async def atick(self, batch_size: int | None = None) -> int:
+        return await sync_to_async(self.tick)(batch_size)
+
+    async def arun(self, *others: Runner, batch_size: int | None = None, bell: Bell | None = None) -> None:
+        """`run()` in a thread of its own; cancelling the task stops it."""
+        run = sync_to_async(self.run, thread_sensitive=False)
+        running = asyncio.ensure_future(run(*others, batch_size=batch_size, bell=bell))
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self.stop()
+            await running
+            raise
+
+    async def arun_once(self, batch_size: int | None = None) -> None:
+        await sync_to_async(self.run_once)(batch_size)
+
+    async def astop(self) -> None:
+        self.stop()
+
+    async def acron(self, expr: str, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
+        return await sync_to_async(self.cron)(expr, func, *args, **kwargs)
+
+    async def ainterval(self, seconds: Any, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
+        return await sync_to_async(self.interval)(seconds, func, *args, **kwargs)
+
+    async def aschedule(self, func: Any, /, **options: Unpack[Options]) -> Schedule:
+        return await sync_to_async(self.schedule)(func, **options)
+
+    async def aschedule_at(self, func: Any, when: dt.datetime, /, **options: Unpack[Options]) -> Schedule:
+        return await sync_to_async(self.schedule_at)(func, when, **options)
+
+    async def aschedule_in(self, seconds: Any, func: Any, /, **options: Unpack[Options]) -> Schedule:
+        return await sync_to_async(self.schedule_in)(seconds, func, **options)
+
+    async def aupdate(self, name: str, /, **fields: Any) -> Schedule:
+        return await sync_to_async(self.update)(name, **fields)
+
+    async def apause(self, name: str, reason: str = "", by: str = "") -> Schedule:
+        return await sync_to_async(self.pause)(name, reason, by)
+
+    async def aresume(self, name: str, by: str = "") -> Schedule:
+        return await sync_to_async(self.resume)(name, by)
+
+    async def atrigger(self, name: str, by: str = "") -> Schedule:
+        return await sync_to_async(self.trigger)(name, by)
+
+    async def adelete(self, name: str) -> bool:
+        return await sync_to_async(self.delete)(name)
+
+    async def aget(self, name: str) -> Schedule | None:
+        return await sync_to_async(self.get)(name)
+
+    async def alist_schedules(self) -> list[Schedule]:
+        return await sync_to_async(self.list_schedules)()
+
+    async def aregister(self, func: Any = None, /, **options: Any) -> Any:
+        return self.register(func, **options)
+
+    async def aunregister(self, name: str) -> bool:
+        return self.unregister(name)
+
+
+def _split(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, and under `kwargs` what is the function's own."""
+    own = {key: value for key, value in kwargs.items() if not key.startswith("_")}
+    return {**{key: value for key, value in kwargs.items() if key.startswith("_")}, "kwargs": own}
+
+
+def _check_payload(func: Any, columns: Mapping[str, Any]) -> None:
+    """Refuse a target that does not exist, and arguments that do not fit a function that can be imported here."""
+    targets.get(columns["target"])
+    if isinstance(func, str):
+        try:
+            func = load(func)
+        except FunctionNotFound:  # it need not be here, but where it runs
+            return
+    declared.check_arguments(func, columns["args"], columns["kwargs"])
+
+
+def _check_first(first: dt.datetime | None, definition: declared.Definition) -> None:
+    starts_at, ends_at = definition.starts_at, definition.ends_at
+    if first and ((starts_at and first < starts_at) or (ends_at and first > ends_at)):
+        raise ValueError(
+            f"the first run must lie between _starts_at ({starts_at}) and _ends_at ({ends_at}), got {first}"
+        )
+
+
+def _as_new(definition: declared.Definition, now: dt.datetime, first: dt.datetime | None) -> dict[str, Any]:
+    instants = {"anchor_at": first or now, "created_at": now}
+    row = Schedule(**definition.columns, **instants)
+    next_run_at = first or row.recurrence.next_after(now)
+    return {**definition.columns, **instants, "origin": Origin.API, "next_run_at": next_run_at}

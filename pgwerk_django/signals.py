@@ -1,0 +1,112 @@
+"""The domain's events, and the one log line that comes from each.
+
+Receivers get what the log line shows: the event's own values as keyword arguments. They are called after the commit that
+made the event true, and an error in a receiver never reaches the scheduler or the worker (`send_robust`).
+"""
+
+import functools
+import json
+import logging
+import re
+from typing import Any
+
+from django.db import transaction
+from django.dispatch import Signal
+
+logger = logging.getLogger("pgwerk_django")
+
+synced = Signal()  # inserted, updated, reconciled: lists of schedule names
+ticked = Signal()  # schedules, jobs, skipped: counts of one pass that found something due; milliseconds
+schedule_set_aside = Signal()  # name, error
+schedule_left_alone = Signal()  # name, why: a row of newer code, left to schedulers that understand it
+due_time_repeated = Signal()  # key: this due time was recorded before and does not run again
+schedules_paused = Signal()  # names, by, reason
+schedules_resumed = Signal()  # names, by
+schedules_triggered = Signal()  # names, by
+schedules_deleted = Signal()  # names
+schedules_orphaned = Signal()  # names, on_unregistered: code declares them no longer
+job_started = Signal()  # job
+job_finished = Signal()  # job, attempt, seconds: how long it ran
+job_failed = Signal()  # job, attempt, seconds, error: in one line, retry_in: seconds (None: no attempt is left)
+lease_lost = Signal()  # job_id
+jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not finish
+jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanished
+housekept = Signal()  # jobs, processes: counts of rows deleted
+database_lost = Signal()  # error
+database_back = Signal()  # seconds: how long it was away
+listen_failed = Signal()  # error: wake-ups will not come, polling goes on
+process_started = Signal()  # role; of a worker also queues and concurrency
+process_stopped = Signal()  # role
+
+_LEVELS: dict[Signal, tuple[str, int]] = {
+    synced: ("synced", logging.INFO),
+    ticked: ("ticked", logging.INFO),
+    schedule_set_aside: ("schedule_set_aside", logging.ERROR),
+    schedule_left_alone: ("schedule_left_alone", logging.WARNING),
+    due_time_repeated: ("due_time_repeated", logging.WARNING),
+    schedules_paused: ("schedules_paused", logging.INFO),
+    schedules_resumed: ("schedules_resumed", logging.INFO),
+    schedules_triggered: ("schedules_triggered", logging.INFO),
+    schedules_deleted: ("schedules_deleted", logging.INFO),
+    schedules_orphaned: ("schedules_orphaned", logging.WARNING),
+    job_started: ("job_started", logging.DEBUG),
+    job_finished: ("job_finished", logging.INFO),
+    job_failed: ("job_failed", logging.WARNING),
+    lease_lost: ("lease_lost", logging.WARNING),
+    jobs_handed_back: ("jobs_handed_back", logging.WARNING),
+    jobs_recovered: ("jobs_recovered", logging.WARNING),
+    housekept: ("housekept", logging.INFO),
+    database_lost: ("database_lost", logging.ERROR),
+    database_back: ("database_back", logging.WARNING),
+    listen_failed: ("listen_failed", logging.WARNING),
+    process_started: ("process_started", logging.INFO),
+    process_stopped: ("process_stopped", logging.INFO),
+}
+
+MOST_LISTED = 5  # names in one line
+_PLAIN = re.compile(r"[\w.@:#+/-]+", re.ASCII)
+
+
+def send(signal: Signal, *, using: str, **event: Any) -> None:
+    """Send `signal` once the transaction on `using` has committed; at once where there is none."""
+    transaction.on_commit(functools.partial(send_now, signal, **event), using=using, robust=True)
+
+
+def send_now(signal: Signal, **event: Any) -> None:
+    """Send `signal` without a look at the database, which may be what is lost."""
+    signal.send_robust(sender=None, **event)
+
+
+def send_database_lost(error: Exception) -> None:
+    send_now(database_lost, error=error)
+
+
+def send_database_back(seconds: float) -> None:
+    send_now(database_back, seconds=round(seconds, 1))
+
+
+def send_listen_failed(error: Exception) -> None:
+    send_now(listen_failed, error=error)
+
+
+def _text(value: object) -> str:
+    """One word a log reader can split on: quoted when it is not, so that no value can forge a line."""
+    text = _listed(value) if isinstance(value, list) else str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _listed(values: list[object]) -> str:
+    shown, rest = values[:MOST_LISTED], len(values) - MOST_LISTED
+    return ",".join(map(str, shown)) + (f" and {rest} more" if rest > 0 else "")
+
+
+def log_line(signal: Signal, **event: Any) -> None:
+    name, level = _LEVELS[signal]
+    if logger.isEnabledFor(level):
+        event.pop("sender", None)
+        words = (f"{key}={_text(value)}" for key, value in event.items() if value not in ([], ""))
+        logger.log(level, "%s", " ".join([name, *words]))
+
+
+for _signal in _LEVELS:
+    _signal.connect(log_line, dispatch_uid="pgwerk_django.signals.log_line", weak=False)

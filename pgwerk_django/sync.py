@@ -1,0 +1,158 @@
+"""What code declares becomes rows: insert, update, and what becomes of rows that code no longer declares."""
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg.errors
+from django.db import OperationalError, transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from pgwerk_django import signals
+from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
+from pgwerk_django.registry import Definition, Registry, differences
+
+ON_UNREGISTERED = ("pause", "keep", "delete")
+ORPHANED = "no longer declared in code"
+# The first half says whose lock it is ("pgwk"), the second what it guards.
+ADVISORY_LOCK = (0x7067776B, 1)
+REFRESH = dt.timedelta(minutes=1)
+MOST_DEADLOCKS = 5
+
+
+@dataclass(slots=True)
+class Difference:
+    """What code and table disagree on: names, and for updates the columns with what the table has and code wants."""
+
+    inserted: list[str] = field(default_factory=list)
+    updated: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
+    reconciled: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.inserted or self.updated or self.reconciled)
+
+
+def check_on_unregistered(value: str) -> str:
+    if value not in ON_UNREGISTERED:
+        raise ValueError(f"on_unregistered must be one of {', '.join(ON_UNREGISTERED)}, got {value!r}")
+    return value
+
+
+def difference(registry: Registry, *, on_unregistered: str, using: str) -> Difference:
+    """What `synchronise` would do now. Writes nothing."""
+    rows = _rows(Schedule.objects.using(using).filter(name__in=_names(registry)))
+    return Difference(
+        inserted=[name for name in _names(registry) if name not in rows],
+        updated={
+            definition.name: {column: (getattr(row, column), value) for column, value in changes.items()}
+            for definition in registry
+            if (row := rows.get(definition.name)) and (changes := _changes(row, definition))
+        },
+        reconciled=list(_orphans(registry, on_unregistered, using).order_by("name").values_list("name", flat=True)),
+    )
+
+
+def synchronise(
+    registry: Registry, *, on_unregistered: str, using: str, lock_timeout: dt.timedelta | None = None
+) -> Difference:
+    """Make the rows that code declares equal to what it says, in one transaction; what it changed is given back.
+
+    Many hosts may do so at once: they queue at an advisory lock that lives as long as the transaction, and write in name
+    order. Only rows that change are locked. A row made in the admin or through the API under a name that code declares is
+    code's from then on. Waits for others' locks at most `lock_timeout` (None: as the database is set up).
+    """
+    for _ in range(MOST_DEADLOCKS):
+        try:
+            return _synchronise(registry, on_unregistered, using, lock_timeout)
+        except OperationalError as error:
+            # With somebody's UPDATE of many rows in another order than ours; what we did was rolled back.
+            if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
+                raise
+    return _synchronise(registry, on_unregistered, using, lock_timeout)
+
+
+def _synchronise(registry: Registry, on_unregistered: str, using: str, lock_timeout: dt.timedelta | None) -> Difference:
+    with atomic(using):
+        with transaction.get_connection(using).cursor() as cursor:
+            if lock_timeout is not None:
+                milliseconds = str(lock_timeout // dt.timedelta(milliseconds=1))
+                cursor.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
+            cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", ADVISORY_LOCK)
+        found = difference(registry, on_unregistered=on_unregistered, using=using)
+        now = database_now(using)
+        new = set(found.inserted)
+        _insert([d for d in registry if d.name in new], now=now, using=using)
+        _update([d for d in registry if d.name in found.updated], now=now, using=using)
+        _refresh(registry, using=using)
+        if found.reconciled:
+            _reconcile(_orphans(registry, on_unregistered, using), on_unregistered)
+            event = {"names": found.reconciled, "on_unregistered": on_unregistered}
+            signals.send(signals.schedules_orphaned, using=using, **event)
+        if found:
+            changed = {"inserted": found.inserted, "updated": list(found.updated), "reconciled": found.reconciled}
+            signals.send(signals.synced, using=using, **changed)
+    return found
+
+
+def _names(registry: Registry) -> list[str]:
+    return [definition.name for definition in registry]
+
+
+def _rows(schedules: ScheduleQuerySet) -> dict[str, Schedule]:
+    return {row.name: row for row in schedules}
+
+
+def _changes(row: Schedule, definition: Definition) -> dict[str, Any]:
+    """The columns whose values code wants otherwise. Only a pause that sync made is lifted: a person's is a person's."""
+    wanted = {**definition.columns, "origin": Origin.CODE.value}
+    if row.paused and row.paused_by == SYNC:
+        wanted |= UNPAUSED
+    return differences(wanted, {column: getattr(row, column) for column in wanted})
+
+
+def _insert(definitions: Iterable[Definition], *, now: dt.datetime, using: str) -> None:
+    rows = []
+    for definition in definitions:
+        row = Schedule(**definition.columns, origin=Origin.CODE, last_registered_at=now, anchor_at=now, created_at=now)
+        row.next_run_at = row.recurrence.next_after(now)
+        rows.append(row)
+    # Another program may make a row of that name at this moment: then it stands, and the next sync compares it.
+    Schedule.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+
+
+def _update(definitions: Sequence[Definition], *, now: dt.datetime, using: str) -> None:
+    locked = _rows(
+        Schedule.objects.using(using)
+        .filter(name__in=[definition.name for definition in definitions])
+        .order_by("name")
+        .select_for_update(no_key=True)
+    )
+    for definition in definitions:
+        if row := locked.get(definition.name):
+            row.redefine(_changes(row, definition), now=now)
+
+
+def _refresh(registry: Registry, *, using: str) -> None:
+    """Note that code still declares these, at most once a minute: many hosts starting at once write it once."""
+    stale = Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - REFRESH)
+    rows = Schedule.objects.using(using).filter(stale, name__in=_names(registry), origin=Origin.CODE)
+    # A row that a tick holds just now is noted next time.
+    pks = rows.order_by("name").select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
+    rows.filter(pk__in=list(pks)).update(last_registered_at=Now())
+
+
+def _orphans(registry: Registry, on_unregistered: str, using: str) -> ScheduleQuerySet:
+    """Rows that came from code, that this process does not declare, and that are yet to be dealt with."""
+    orphans = Schedule.objects.using(using).filter(origin=Origin.CODE).exclude(name__in=_names(registry))
+    if on_unregistered == "keep":
+        return orphans.none()
+    return orphans if on_unregistered == "delete" else orphans.filter(paused=False)
+
+
+def _reconcile(orphans: ScheduleQuerySet, on_unregistered: str) -> None:
+    if on_unregistered == "delete":
+        orphans.delete()
+    else:
+        orphans.pause(by=SYNC, reason=ORPHANED)

@@ -1,0 +1,350 @@
+"""One tick: lock what is due, work out what becomes of it, write jobs and advance schedules in one statement."""
+
+import datetime as dt
+import functools
+import time
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from django.db import DatabaseError, transaction
+from django.db.models.functions import Now
+from psycopg.types.datetime import TimestamptzLoader
+
+from pgwerk_django import conf, policies, signals
+from pgwerk_django.models import Schedule, atomic, recurrence_of
+
+# All a tick reads of a schedule: the payload never leaves PostgreSQL.
+_READ = (
+    "pk", "name", "cron", "interval", "timezone", "anchor_at", "created_at", "starts_at", "ends_at", "max_runs", "run_count",
+    "misfire", "misfire_grace", "next_run_at", "last_run_at", "replan", "triggered_at", "paused", "now",
+)  # fmt: skip
+_Row = namedtuple("_Row", _READ)  # type: ignore[misc]
+LONGEST_ERROR = 2000
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one tick will write for one schedule."""
+
+    pk: int
+    name: str
+    triggered_at: dt.datetime | None = None
+    recurs: bool = False  # the recurrence is due: the fields below say what becomes of it
+    next_run_at: dt.datetime | None = None
+    fire: Sequence[dt.datetime] = ()
+    dropped: policies.Span | None = None
+    error: str = ""
+
+    @property
+    def newest(self) -> dt.datetime | None:
+        """The newest due time that this plan records."""
+        if self.fire:
+            return self.fire[-1]
+        return self.dropped.last if self.dropped else None
+
+
+class Outcome(NamedTuple):
+    """What a tick wrote, in rows."""
+
+    jobs: int = 0
+    skipped: int = 0
+    left: int = 0
+
+    def __add__(self, other: "Outcome") -> "Outcome":  # type: ignore[override]
+        return Outcome(*(mine + others for mine, others in zip(self, other, strict=True)))
+
+
+def tick(*, using: str, batch_size: int | None = None) -> int:
+    """Handle up to `batch_size` due schedules in one transaction; how many that were.
+
+    Two halves of a schedule are due apart: a trigger makes one job beside the cadence, and the recurrence goes as it
+    would have gone without it.
+    """
+    settings = conf.current()
+    started = time.perf_counter()
+    with atomic(using):
+        rows = _claim(batch_size or settings.BATCH_SIZE, using=using)
+        if not rows:
+            return 0
+        # In UTC, whatever the connection's zone: sums of instants in any other go by the clock on the wall.
+        now = rows[0].now.astimezone(dt.UTC)
+        plans = [plan(row, now=now, cap=settings.MAX_CATCH_UP) for row in rows]
+        outcome = _record(plans, now=now, using=using)
+        for failed in plans:
+            if failed.error:
+                signals.send(signals.schedule_set_aside, using=using, name=failed.name, error=failed.error)
+        signals.send(
+            signals.ticked,
+            using=using,
+            schedules=len(plans),
+            jobs=outcome.jobs,
+            skipped=outcome.skipped,
+            milliseconds=round((time.perf_counter() - started) * 1000),
+        )
+    return len(plans) - outcome.left
+
+
+@functools.lru_cache(maxsize=8)
+def _claim_query(limit: int, using: str) -> tuple[str, tuple[Any, ...]]:
+    """The ORM's own text, which is always the same: to make it takes a millisecond."""
+    due = Schedule.objects.using(using).due().annotate(now=Now()).claim(limit)
+    statement, parameters = due.values_list(*_READ).query.get_compiler(using).as_sql()
+    return statement, tuple(parameters)
+
+
+def _claim(limit: int, *, using: str) -> list[Any]:
+    statement, parameters = _claim_query(limit, using)
+    with transaction.get_connection(using).cursor() as cursor:
+        # Django's loader is written in Python and takes 7 ms for a thousand rows; psycopg's own, in C, less than one.
+        cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        cursor.execute(statement, parameters)
+        return list(map(_Row._make, cursor.fetchall()))
+
+
+def plan(row: Any, *, now: dt.datetime, cap: int) -> Plan:
+    """Work out what is due of `row` (a schedule, or its columns of `_READ`) at `now`. Reads no clock and no table."""
+    planned = Plan(row.pk, row.name)
+    if row.triggered_at is not None and row.triggered_at <= now:
+        planned.triggered_at = row.triggered_at
+    if not row.paused and row.next_run_at is not None and row.next_run_at <= now:
+        planned.recurs = True
+        try:
+            _plan_recurrence(planned, row, now, cap)
+        except Exception as error:  # noqa: BLE001  # whatever a row holds, it must not delay the others
+            planned.error = _message(error)
+    return planned
+
+
+def _plan_recurrence(planned: Plan, row: Any, now: dt.datetime, cap: int) -> None:
+    recurrence = recurrence_of(row)
+    if row.replan:
+        # After the newest due time on record, should the clock have stepped back.
+        planned.next_run_at = recurrence.next_after(max(now, row.last_run_at or now))
+        return
+    if row.max_runs is not None:
+        cap = min(cap, row.max_runs - row.run_count)
+        if cap <= 0:
+            return
+    first = row.next_run_at
+    if row.last_run_at is not None and first <= row.last_run_at:
+        first = recurrence.next_after(row.last_run_at)
+        if first is None or first > now:
+            planned.next_run_at = first
+            return
+    due = policies.due_times(
+        recurrence,
+        first=first,
+        now=now,
+        misfire=row.misfire,
+        grace=dt.timedelta(seconds=row.misfire_grace),
+        cap=cap,
+    )
+    planned.fire, planned.dropped, planned.next_run_at = due.fire, due.dropped, due.following
+
+
+def _message(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".replace("\0", "").strip()[:LONGEST_ERROR]
+
+
+# Statuses are literals: as parameters they could not lead a generic plan to the partial indexes.
+_WRITE = """
+WITH plan AS MATERIALIZED (
+    -- An array with nothing but the usual value comes empty, and reads as NULLs.
+    SELECT schedule_id, next_run_at, newest, coalesce(recurs, true) AS recurs, coalesce(triggered, false) AS triggered,
+        coalesce(error, '') AS error
+    FROM unnest(
+        %(pks)s::bigint[], %(next_run_ats)s::timestamptz[], %(newests)s::timestamptz[], %(recurs)s::boolean[],
+        %(triggered)s::boolean[], %(errors)s::text[]
+    ) AS plan (schedule_id, next_run_at, newest, recurs, triggered, error)
+), due AS MATERIALIZED (
+    SELECT schedule_id, due_at, dropped_until, coalesce(kind, 'scheduled') AS kind, coalesce(nth, 1) AS nth,
+        to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS due_text,
+        to_char(dropped_until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS dropped_text
+    FROM unnest(
+        %(due_pks)s::bigint[], %(due_ats)s::timestamptz[], %(dropped_untils)s::timestamptz[],
+        %(kinds)s::text[], %(nths)s::integer[]
+    ) AS due (schedule_id, due_at, dropped_until, kind, nth)
+), wanted AS MATERIALIZED (
+    -- Not `s.*`: these rows are stored in between, and what is not used of a schedule is half of it.
+    SELECT
+        s.id, s.name, s.function, s.target, s.queue, s.priority, s.args, s.kwargs, s.meta, s.max_attempts, s.backoff,
+        s.timeout, s.result_ttl, s.failure_ttl, s.jitter, s.triggered_by,
+        due.due_at, due.dropped_until, due.kind, due.due_text, due.dropped_text,
+        -- What is late starts from now: after an outage it is to be spread, too.
+        CASE WHEN due.due_at >= %(now)s - s.misfire_grace * interval '1 second' THEN due.due_at ELSE %(now)s END
+            AS jitter_from,
+        s.name || '@' || due.due_text || CASE due.kind WHEN 'trigger' THEN '#trigger' ELSE '' END AS key,
+        CASE
+            WHEN due.dropped_until IS NOT NULL THEN
+                'misfire: due from ' || due.due_text || ' to ' || due.dropped_text
+                || ', noticed later than the grace of ' || s.misfire_grace || ' s (' || s.misfire || ')'
+            WHEN due.kind = 'trigger' OR s.overlap = 'ALLOW' THEN ''
+            WHEN earlier.id IS NOT NULL THEN
+                'overlap: an earlier job is ' || CASE earlier.status WHEN 'READY' THEN 'waiting' ELSE 'running' END
+                || ' (' || s.overlap || '): job ' || earlier.id
+            WHEN due.nth > 1 THEN
+                'overlap: an earlier due time of the same tick is waiting (' || s.overlap || ')'
+            ELSE ''
+        END AS skip_reason
+    FROM due
+    JOIN _pgwerk_schedules s ON s.id = due.schedule_id
+    LEFT JOIN LATERAL (
+        SELECT j.id, j.status FROM _pgwerk_jobs j
+        WHERE j.schedule_id = s.id AND j.status IN ('READY', 'RUNNING')
+            AND (j.status = 'READY' OR s.overlap = 'SKIP')
+        ORDER BY j.status LIMIT 1
+    ) earlier ON s.overlap <> 'ALLOW' AND due.kind = 'scheduled' AND due.dropped_until IS NULL
+    -- The sort comes to an end before the first insert. Else a table of jobs that was vacuumed when it was empty is
+    -- scanned for each row of `due`, and grows meanwhile.
+    ORDER BY due.due_at
+), inserted AS (
+    INSERT INTO _pgwerk_jobs (
+        key, schedule_id, schedule_name, due_at, kind, function, target, queue, priority, args, kwargs, meta,
+        status, reason, max_attempts, backoff, timeout, result_ttl, failure_ttl, enqueued_at, run_at, result,
+        finished_at, expires_at
+    )
+    SELECT
+        key, id, name, due_at, kind, function, target, queue, priority, args, kwargs, meta,
+        CASE skip_reason WHEN '' THEN 'READY' ELSE 'SKIPPED' END,
+        CASE WHEN kind = 'trigger' AND triggered_by <> '' THEN 'triggered by ' || triggered_by ELSE skip_reason END,
+        max_attempts, backoff, timeout, result_ttl, failure_ttl, %(now)s,
+        CASE
+            WHEN skip_reason = '' AND jitter > 0 AND kind = 'scheduled' THEN
+                -- md5, since PostgreSQL's own hash functions may change from version to version
+                greatest(%(now)s, jitter_from + (
+                    ('x' || substr(md5(key), 1, 8))::bit(32)::bigint %% (jitter::bigint + 1)
+                ) * interval '1 second')
+            ELSE %(now)s
+        END,
+        CASE WHEN dropped_until IS NOT NULL THEN
+            jsonb_build_object('first_due_at', due_text, 'last_due_at', dropped_text) END,
+        CASE WHEN skip_reason <> '' THEN %(now)s END,
+        CASE WHEN skip_reason <> '' THEN
+            %(now)s + coalesce(result_ttl, %(result_ttl)s) * interval '1 second' END
+    FROM wanted
+    ON CONFLICT (key) DO NOTHING
+    RETURNING key, schedule_id, kind, status
+), advanced AS (
+    UPDATE _pgwerk_schedules s SET
+        next_run_at = CASE
+            WHEN NOT plan.recurs THEN s.next_run_at
+            WHEN s.run_count + coalesce(fired.n, 0) >= s.max_runs THEN NULL
+            ELSE plan.next_run_at
+        END,
+        replan = s.replan AND NOT plan.recurs,
+        triggered_at = CASE WHEN plan.triggered OR plan.error <> '' THEN NULL ELSE s.triggered_at END,
+        triggered_by = CASE WHEN plan.triggered OR plan.error <> '' THEN '' ELSE s.triggered_by END,
+        run_count = s.run_count + coalesce(fired.n, 0),
+        last_run_at = greatest(s.last_run_at, plan.newest),
+        error = CASE WHEN plan.recurs THEN plan.error ELSE s.error END
+    FROM plan
+    LEFT JOIN (
+        SELECT schedule_id, count(*) AS n FROM inserted WHERE kind = 'scheduled' AND status = 'READY' GROUP BY 1
+    ) fired USING (schedule_id)
+    WHERE s.id = plan.schedule_id
+)
+SELECT
+    count(*) FILTER (WHERE status = 'READY'),
+    count(*) FILTER (WHERE status = 'SKIPPED'),
+    CASE WHEN count(*) < (SELECT count(*) FROM wanted) THEN
+        ARRAY(SELECT key FROM wanted EXCEPT SELECT key FROM inserted) ELSE '{}' END
+FROM inserted
+"""
+
+
+def _record(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
+    """Write the plans; where the database refuses, halve them until the culprit is alone, and set that one aside."""
+    try:
+        with transaction.atomic(using=using):
+            return _write(plans, now=now, using=using)
+    except DatabaseError as error:
+        if not _is_a_row_to_blame(error):
+            raise
+        if len(plans) == 1:
+            return _set_aside(plans[0], error, using=using)
+    half = len(plans) // 2
+    return _record(plans[:half], now=now, using=using) + _record(plans[half:], now=now, using=using)
+
+
+# SQLSTATE classes of a value refused (data, constraint, check option, limit), a trigger's RAISE, a lock held too long.
+_ROW_TO_BLAME = ("22", "23", "44", "54", "P0001", "55P03")
+
+
+def _is_a_row_to_blame(error: DatabaseError) -> bool:
+    """Whether leaving a row out may help: it does not in an outage, nor for a table that is missing."""
+    return (getattr(error.__cause__, "sqlstate", None) or "").startswith(_ROW_TO_BLAME)
+
+
+def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
+    due = [row for each in plans for row in _due_rows(each)]
+    parameters = {
+        "pks": _array([each.pk for each in plans]),
+        "next_run_ats": _array([each.next_run_at for each in plans], usual=None),
+        "newests": _array([each.newest for each in plans], usual=None),
+        "recurs": _array([each.recurs for each in plans], usual=True),
+        "triggered": _array([each.triggered_at is not None for each in plans], usual=False),
+        "errors": _array([each.error for each in plans], usual=""),
+        "due_pks": _array([row[0] for row in due]),
+        "due_ats": _array([row[1] for row in due]),
+        "dropped_untils": _array([row[2] for row in due], usual=None),
+        "kinds": _array([row[3] for row in due], usual="scheduled"),
+        "nths": _array([row[4] for row in due], usual=1),
+        "now": now,
+        "result_ttl": conf.current().RESULT_TTL,
+    }
+    with transaction.get_connection(using).cursor() as cursor:
+        cursor.execute(_WRITE, parameters)
+        jobs, skipped, repeated = cursor.fetchone()
+    for key in repeated:
+        signals.send(signals.due_time_repeated, using=using, key=key)
+    return Outcome(jobs, skipped)
+
+
+_UNUSUAL = object()
+
+
+def _array(values: Sequence[object], *, usual: object = _UNUSUAL) -> str:
+    """A PostgreSQL array as text: psycopg takes three times as long to write a list, as it does so in Python.
+
+    Empty when it would hold nothing but the `usual` value, which the statement puts back.
+    """
+    if all(value == usual for value in values):
+        return "{}"
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)  # a number, a boolean, an instant: nothing in them needs quotes
+
+
+def _due_rows(planned: Plan) -> Iterator[tuple[int, dt.datetime, dt.datetime | None, str, int]]:
+    if planned.triggered_at is not None:
+        yield planned.pk, planned.triggered_at, None, "trigger", 1
+    if planned.dropped is not None:
+        yield planned.pk, planned.dropped.first, planned.dropped.last, "scheduled", 1
+    for nth, due_at in enumerate(planned.fire, 1):
+        yield planned.pk, due_at, None, "scheduled", nth
+
+
+def _set_aside(planned: Plan, error: DatabaseError, *, using: str) -> Outcome:
+    """Out of the index with it, its error on the row; an edit, a restart or an hour brings it back."""
+    message = _message(error)
+    try:
+        with transaction.atomic(using=using):
+            Schedule.objects.using(using).filter(pk=planned.pk).update(
+                error=message, next_run_at=None, triggered_at=None, triggered_by=""
+            )
+    except DatabaseError as refused:
+        if not _is_a_row_to_blame(refused):
+            raise
+        # Not even that can be written: the row stays as it is, and the rest of the tick stands.
+        signals.send(signals.schedule_left_alone, using=using, name=planned.name, why=_message(refused))
+        return Outcome(left=1)
+    planned.error = message
+    return Outcome()

@@ -1,0 +1,157 @@
+"""`manage.py schedules`, and options that are refused."""
+
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+
+from pgwerk_django.models import Job, Schedule
+from pgwerk_django.scheduler import Scheduler
+from tests.time_travel import HOUR, SECOND, make, make_due, now, reread
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    call_command(*words)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_list(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    make(cron="0 9 * * *", _timezone="Europe/Paris", _name="daily")
+    make(interval=300, _name="often")
+    scheduler.pause("often")
+    scheduler.tick()
+    lines = [line.split("\t") for line in run(capsys, "schedules", "list")]
+    assert [line[:3] for line in lines] == [
+        ["daily", "OK", "0 9 * * * (Europe/Paris)"],
+        ["often", "PAUSED", "every 300 s"],
+    ]
+
+
+def test_next(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    row = make(interval=300, _name="often")
+    make(cron="0 9 * * *", _name="daily")
+    scheduler.tick()
+    expected = [row.created_at + n * 300 * SECOND for n in (1, 2, 3)]
+    assert run(capsys, "schedules", "next", "often", "-n", "3") == [
+        f"{at.isoformat(timespec='seconds')}\toften" for at in expected
+    ]
+    assert len(run(capsys, "schedules", "next")) == 10
+
+
+def test_next_of_what_does_not_run(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    make(interval=300, _name="often", _max_runs=2)
+    scheduler.tick()
+    assert len(run(capsys, "schedules", "next")) == 2
+    scheduler.pause("often")
+    assert run(capsys, "schedules", "next") == []
+
+
+def test_pause_resume_trigger(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    row = make(interval=300, _name="often")
+    assert run(capsys, "schedules", "pause", "often", "--reason", "upgrade") == ["pause often"]
+    paused = reread(row)
+    assert (paused.paused, paused.pause_reason) == (True, "upgrade")
+    assert paused.paused_by
+    run(capsys, "schedules", "trigger", "often")
+    scheduler.tick()
+    assert Job.objects.get().kind == "trigger"
+    run(capsys, "schedules", "resume", "often")
+    assert not reread(row).paused
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "trigger", "next"])
+def test_an_unknown_name_changes_nothing(verb: str) -> None:
+    row = make(_name="known")
+    with pytest.raises(CommandError, match="there is no schedule named 'nobody'"):
+        call_command("schedules", verb, "known", "nobody")
+    assert not reread(row).paused
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("runscheduler", "--batch-size=0"),
+        ("runscheduler", "--batch-size=many"),
+        ("runscheduler", "--on-unregistered=drop"),
+        ("runworker", "--concurrency=0"),
+        ("runworker", "--queues="),
+        ("runworker", "--queues=a,,b"),
+        ("schedules", "next", "-n", "0"),
+        ("syncschedules", "--format=xml"),
+    ],
+)
+def test_bad_options_are_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(CommandError, match=words[-1].partition("=")[0].lstrip("-n ") or "-n"):
+        call_command(*words)
+
+
+def test_once_with_a_worker(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    make_due(make("tests.functions.add", interval=3600, args=[1], _name="add"))
+    call_command("runscheduler", "--once", "--with-worker", "--on-unregistered=keep")
+    assert Job.objects.get().result == 1
+
+
+def test_burst(capsys: pytest.CaptureFixture[str]) -> None:
+    Job.objects.create(function="tests.functions.add", args=[1], queue="a")
+    Job.objects.create(function="tests.functions.add", args=[1], queue="b")
+    call_command("runworker", "--burst", "--queues=a, c")
+    assert dict(Job.objects.values_list("queue", "status")) == {"a": "SUCCESSFUL", "b": "READY"}
+
+
+def test_a_schedule_that_is_being_planned_shows_what_it_will_plan(scheduler: Scheduler) -> None:
+    row: Any = make(interval=3600)
+    assert row.replan
+    assert row.upcoming(2, now()) == [row.created_at + HOUR, row.created_at + 2 * HOUR]
+    assert Schedule.objects.get().upcoming(0, now()) == []
+
+
+def test_list_shows_no_next_run_of_what_does_not_run(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    make(interval=300, _name="paused")
+    make(cron="0 0 30 2 1", _name="broken")
+    scheduler.pause("paused")
+    Schedule.objects.filter(name="broken").update(cron="never", next_run_at=now())
+    lines = [line.split("\t") for line in run(capsys, "schedules", "list")]
+    assert [(line[0], line[3], line[4]) for line in lines] == [("broken", "-", "-"), ("paused", "-", "-")]
+
+
+def test_next_is_sorted_by_time(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    make(interval=300, _name="b")
+    make(interval=200, _name="c")
+    scheduler.tick()
+    lines = run(capsys, "schedules", "next", "-n", "2")
+    assert [line.split("\t")[1] for line in lines] == ["c", "b", "c", "b"]
+    assert lines == sorted(lines)
+
+
+def test_a_user_without_a_name_may_pause(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def nameless() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    row = make(_name="x")
+    run(capsys, "schedules", "pause", "x")
+    assert reread(row).paused_by.startswith("uid ")
+
+
+def test_a_forgotten_migrate_is_one_clear_line() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE _pgwerk_schedules RENAME TO away")
+    try:
+        for command in (("syncschedules",), ("schedules", "list"), ("runscheduler", "--once")):
+            with pytest.raises(CommandError, match=r"run 'manage\.py migrate' first"):
+                call_command(*command)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE away RENAME TO _pgwerk_schedules")
+
+
+def test_once_tries_again_what_was_set_aside_and_keeps_house() -> None:
+    row = make(cron="0 * * * *")
+    Schedule.objects.filter(pk=row.pk).update(error="unknown zone", next_run_at=None)
+    Job.objects.create(status="SUCCESSFUL", expires_at=now() - SECOND)
+    call_command("runscheduler", "--once", "--on-unregistered=keep")
+    assert reread(row).error == ""
+    assert not Job.objects.exists()

@@ -1,0 +1,437 @@
+"""Sync: what code declares reaches the table, and a deploy harms nothing."""
+
+import datetime as dt
+import json
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.management import call_command
+from django.db import connections
+
+from pgwerk_django import schedule, signals
+from pgwerk_django.models import Job, Origin, Schedule
+from pgwerk_django.registry import registry
+from pgwerk_django.scheduler import Scheduler
+from tests import functions
+from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, make_due, now, reread
+from tests.waiting import wait_until, waiting_for_a_lock
+
+pytestmark = pytest.mark.django_db(transaction=True)
+NAME = "tests.functions.noop"
+
+
+def declare(**options: Any) -> None:
+    registry.clear()
+    schedule(functions.noop, **{"interval": 3600, **options})
+
+
+def whole_row() -> dict[str, Any]:
+    return Schedule.objects.filter(name=NAME).values().get()
+
+
+def test_a_declaration_becomes_a_planned_row(scheduler: Scheduler) -> None:
+    declare(args=[], _queue="etl", _description="what it is for")
+    assert scheduler.sync() == (1, 0, [])
+    row = Schedule.objects.get()
+    assert (row.origin, row.queue, row.interval, row.description) == (Origin.CODE, "etl", 3600, "what it is for")
+    assert row.next_run_at == row.anchor_at + HOUR
+    assert row.last_registered_at is not None
+    assert not row.replan
+
+
+def test_an_unchanged_definition_changes_nothing(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    before = whole_row()
+    assert scheduler.sync() == (0, 0, [])
+    assert whole_row() == before
+
+
+def test_an_hourly_schedule_fires_hourly_though_one_deploys_every_50_minutes(scheduler: Scheduler) -> None:
+    """Ten hours, played by moving the row back in time instead of the clock forward."""
+    declare()
+    scheduler.sync()
+    fired = 0
+    for _ in range(12):
+        row = Schedule.objects.get()
+        back = 50 * MINUTE
+        Schedule.objects.update(
+            next_run_at=row.next_run_at - back, anchor_at=row.anchor_at - back, created_at=row.created_at - back,
+            last_run_at=row.last_run_at - back if row.last_run_at else None, replan=False,
+        )  # fmt: skip
+        assert Scheduler().sync() == (0, 0, [])
+        Scheduler().tick()
+        fired += Job.objects.all().delete()[0]
+    assert fired == 10
+
+
+def test_a_due_time_already_passed_is_not_lost(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    due_at = make_due(Schedule.objects.get(), ago=10 * SECOND)
+    declare(_queue="other", _description="new words")
+    assert scheduler.sync() == (0, 1, [])
+    scheduler.tick()
+    assert [(job.due_at, job.queue) for job in jobs(NAME)] == [(due_at, "other")]
+
+
+@pytest.mark.parametrize("change", [{"interval": 60}, {"interval": None, "cron": "* * * * *"}])
+def test_nor_by_a_changed_recurrence_which_then_follows(scheduler: Scheduler, change: dict[str, Any]) -> None:
+    declare()
+    scheduler.sync()
+    due_at = make_due(Schedule.objects.get(), ago=10 * SECOND)
+    declare(**change)
+    scheduler.sync()
+    scheduler.tick()
+    assert due_at in [job.due_at for job in jobs(NAME)]
+    next_run_at = Schedule.objects.get().next_run_at
+    assert next_run_at is not None
+    assert now() < next_run_at <= now() + MINUTE
+
+
+def test_a_changed_recurrence_is_planned_anew_from_now(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    declare(interval=None, cron="*/5 * * * *")
+    assert scheduler.sync() == (0, 1, [])
+    row = Schedule.objects.get()
+    assert (row.cron, row.interval, row.replan) == ("*/5 * * * *", None, False)
+    assert row.next_run_at is not None
+    assert now() < row.next_run_at <= now() + 5 * MINUTE
+    assert scheduler.tick() == 0
+
+
+def test_a_changed_recurrence_that_comes_to_the_same_next_run(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    planned = Schedule.objects.get().next_run_at
+    declare(_timezone="Asia/Tokyo")  # says nothing of an interval
+    scheduler.sync()
+    row = Schedule.objects.get()
+    assert (row.timezone, row.next_run_at, row.replan) == ("Asia/Tokyo", planned, False)
+
+
+@pytest.mark.parametrize("by", ["ada", ""])
+def test_an_operators_pause_outlives_every_deploy(scheduler: Scheduler, by: str) -> None:
+    declare()
+    scheduler.sync()
+    scheduler.pause(NAME, reason="incident", by=by)
+    declare(interval=60)
+    for on_unregistered in ("pause", "keep", "delete"):
+        Scheduler(on_unregistered=on_unregistered).sync()
+    row = Schedule.objects.get()
+    assert (row.paused, row.paused_by, row.pause_reason, row.interval) == (True, by, "incident", 60)
+
+
+def test_orphans_are_paused_and_come_back_with_their_declaration(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    registry.clear()
+    assert scheduler.sync() == (0, 0, [NAME])
+    orphan = Schedule.objects.get()
+    assert (orphan.paused, orphan.paused_by) == (True, "sync")
+    assert "no longer declared" in orphan.pause_reason
+    assert scheduler.sync() == (0, 0, [])
+    make_due(orphan, ago=5 * HOUR)
+    declare()
+    assert scheduler.sync() == (0, 1, [])
+    back = Schedule.objects.get()
+    assert (back.paused, back.paused_by, back.pause_reason) == (False, "", "")
+    assert scheduler.tick() == 0
+    assert back.next_run_at is not None
+    assert back.next_run_at > now()
+
+
+def test_keep_leaves_orphans_alone(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    before = whole_row()
+    registry.clear()
+    assert Scheduler(on_unregistered="keep").sync() == (0, 0, [])
+    assert whole_row() == before
+
+
+def test_delete_removes_orphans_and_cancels_what_waits(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    make_due(Schedule.objects.get())
+    scheduler.tick()
+    registry.clear()
+    assert Scheduler(on_unregistered="delete").sync() == (0, 0, [NAME])
+    assert not Schedule.objects.exists()
+    assert [job.status for job in jobs(NAME)] == ["CANCELLED"]
+
+
+@pytest.mark.parametrize("origin", ["api", "admin"])
+@pytest.mark.parametrize("on_unregistered", ["pause", "delete"])
+def test_rows_not_made_by_code_are_never_orphans(scheduler: Scheduler, origin: str, on_unregistered: str) -> None:
+    row = make(_name="theirs")
+    Schedule.objects.update(origin=origin)
+    assert Scheduler(on_unregistered=on_unregistered).sync() == (0, 0, [])
+    assert not reread(row).paused
+
+
+def test_an_orphan_that_a_person_paused_stays_that_persons(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    scheduler.pause(NAME, by="ada")
+    registry.clear()
+    assert scheduler.sync() == (0, 0, [])
+    declare()
+    assert scheduler.sync() == (0, 0, [])
+    assert Schedule.objects.get().paused_by == "ada"
+
+
+def test_code_wins_column_by_column(scheduler: Scheduler) -> None:
+    declare(kwargs={}, _priority=3)
+    scheduler.sync()
+    scheduler.update(NAME, queue="elsewhere", priority=9, _description="by hand")
+    assert scheduler.sync() == (0, 1, [])
+    row = Schedule.objects.get()
+    assert (row.queue, row.priority, row.description) == ("default", 3, "")
+
+
+def test_a_name_that_the_api_made_becomes_codes_own(scheduler: Scheduler) -> None:
+    scheduler.interval(60, functions.noop)
+    declare()
+    assert scheduler.sync() == (0, 1, [])
+    assert Schedule.objects.get().origin == Origin.CODE
+
+
+def test_a_row_that_was_set_aside_gets_another_chance_by_a_new_definition(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    Schedule.objects.update(error="broken", next_run_at=None)
+    declare(interval=60)
+    scheduler.sync()
+    row = Schedule.objects.get()
+    assert row.error == ""
+    assert row.next_run_at is not None
+
+
+def test_an_unknown_policy_is_refused_before_any_database(scheduler: Scheduler) -> None:
+    with pytest.raises(ValueError, match="on_unregistered must be one of pause, keep, delete, got 'drop'"):
+        Scheduler(on_unregistered="drop")
+
+
+def test_many_hosts_may_sync_at_once() -> None:
+    for number in range(30):
+        schedule(functions.noop, interval=60 + number, _name=f"s{number}")
+    results: list[tuple[int, int, list[str]]] = []
+    errors: list[Exception] = []
+    start = threading.Barrier(8)
+
+    def host() -> None:
+        start.wait()
+        try:
+            results.append(Scheduler().sync())
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=host) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(results) == [(0, 0, [])] * 7 + [(30, 0, [])]
+
+
+def test_two_versions_of_the_code_at_once_do_not_deadlock() -> None:
+    """The registry is one a process, so the versions sync through their definitions, in turns, from many threads."""
+    from pgwerk_django.registry import Registry, define
+    from pgwerk_django.sync import synchronise
+
+    versions = []
+    for interval in (60, 90):
+        version = Registry()
+        for number in range(20):
+            version.add(
+                define(functions.noop, {"interval": interval, "_name": f"s{number if interval == 60 else 19 - number}"})
+            )
+        versions.append(version)
+    errors: list[Exception] = []
+
+    def host(version: Registry) -> None:
+        try:
+            for _ in range(10):
+                synchronise(version, on_unregistered="pause", using="default")
+                Scheduler().tick()
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=host, args=[versions[n % 2]]) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_a_deadlock_with_somebodys_update_is_tried_again(other_session: psycopg.Connection) -> None:
+    """Sync writes in name order; an UPDATE of many rows in SQL goes its own way."""
+    for name in ("a", "b"):
+        schedule(functions.noop, interval=60, _name=name)
+    Scheduler().sync()
+    Schedule.objects.update(queue="elsewhere")
+    done: list[object] = []
+
+    def sync() -> None:
+        try:
+            done.append(Scheduler().sync())
+        except Exception as error:  # noqa: BLE001
+            done.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=sync)
+    with other_session.transaction():
+        other_session.execute("UPDATE _pgwerk_schedules SET priority = 1 WHERE name = 'b'")
+        thread.start()
+        wait_until(waiting_for_a_lock)
+        other_session.execute("UPDATE _pgwerk_schedules SET priority = 1 WHERE name = 'a'")
+    thread.join()
+    assert done == [(0, 2, [])]
+    assert set(Schedule.objects.values_list("queue", "priority")) == {("default", 0)}
+
+
+def test_a_row_held_by_a_tick_does_not_stop_an_unchanged_sync(
+    scheduler: Scheduler, other_session: psycopg.Connection
+) -> None:
+    declare()
+    scheduler.sync()
+    Schedule.objects.update(last_registered_at=now() - HOUR)
+    with other_session.transaction():
+        other_session.execute("SELECT 1 FROM _pgwerk_schedules FOR NO KEY UPDATE")
+        assert scheduler.sync() == (0, 0, [])
+
+
+def test_it_notes_when_code_last_declared_a_row(scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    Schedule.objects.update(last_registered_at=now() - HOUR)
+    scheduler.sync()
+    noted = Schedule.objects.get().last_registered_at
+    assert noted is not None
+    assert noted > now() - MINUTE
+
+
+def test_the_signal_names_what_changed(scheduler: Scheduler) -> None:
+    heard: list[dict[str, Any]] = []
+    signals.synced.connect(lambda **event: heard.append(event), weak=False, dispatch_uid="test")
+    try:
+        declare()
+        scheduler.sync()
+        scheduler.sync()
+    finally:
+        signals.synced.disconnect(dispatch_uid="test")
+    assert [event["inserted"] for event in heard] == [[NAME]]
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
+    call_command("syncschedules", *options)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_command_prints_a_line_for_each_row(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    schedule(functions.noop, interval=60, _name="new")
+    schedule(functions.noop, interval=60, _name="changed")
+    schedule(functions.noop, interval=60, _name="gone")
+    scheduler.sync()
+    Schedule.objects.filter(name="new").delete()
+    Schedule.objects.filter(name="changed").update(queue="x")
+    registry.remove("gone")
+    lines = run(capsys)
+    assert [line.split()[:2] for line in lines] == [
+        ["inserted", "new"],
+        ["updated", "changed:"],
+        ["reconciled", "gone"],
+    ]
+    assert "queue 'x' -> 'default'" in lines[1]
+    assert run(capsys) == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--check"])
+def test_dry_run_and_check_write_nothing(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    declare()
+    try:
+        call_command("syncschedules", option)
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    assert capsys.readouterr().out.splitlines() == [f"inserted {NAME}"]
+    assert code == (1 if option == "--check" else 0)
+    assert not Schedule.objects.exists()
+
+
+def test_check_is_content_when_there_is_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    declare()
+    run(capsys)
+    assert run(capsys, "--check") == []
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    declare(_starts_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    (line,) = run(capsys, "--format=json", "--dry-run")
+    assert json.loads(line) == {"inserted": [NAME], "updated": {}, "reconciled": []}
+
+
+def test_delete_from_the_command(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    declare()
+    scheduler.sync()
+    registry.clear()
+    assert run(capsys, "--on-unregistered=delete") == [f"reconciled {NAME} (delete)"]
+    assert not Schedule.objects.exists()
+
+
+@pytest.mark.parametrize("by", ["ada", ""])
+def test_a_person_who_pauses_an_orphan_has_paused_it(scheduler: Scheduler, by: str) -> None:
+    declare()
+    scheduler.sync()
+    registry.clear()
+    scheduler.sync()
+    scheduler.pause(NAME, reason="incident", by=by)
+    declare()
+    scheduler.sync()
+    row = Schedule.objects.get()
+    assert (row.paused, row.paused_by, row.pause_reason) == (True, by, "incident")
+
+
+def test_sync_tells_true_from_one(scheduler: Scheduler) -> None:
+    registry.clear()
+    schedule(functions.remember, interval=60, _name="x", kwargs={"flags": [1, {"a": 0}]})
+    scheduler.sync()
+    registry.clear()
+    schedule(functions.remember, interval=60, _name="x", kwargs={"flags": [True, {"a": 0}]})
+    assert scheduler.sync() == (0, 1, [])
+    assert Schedule.objects.get().kwargs["flags"][0] is True
+    assert scheduler.sync() == (0, 0, [])
+
+
+@pytest.mark.parametrize("number", [1e16, 1.0, 10**30, 1e-7, -0.0])
+def test_numbers_that_the_database_writes_otherwise_are_no_difference(scheduler: Scheduler, number: float) -> None:
+    registry.clear()
+    schedule(functions.remember, interval=60, _name="x", args=[number])
+    scheduler.sync()
+    assert scheduler.sync() == (0, 0, [])
+
+
+def test_orphans_are_said_aloud(scheduler: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(8):
+        schedule(functions.noop, interval=60, _name=f"s{number}")
+    scheduler.sync()
+    registry.clear()
+    caplog.clear()
+    scheduler.sync()
+    (record,) = [r for r in caplog.records if r.getMessage().startswith("schedules_orphaned")]
+    assert record.levelname == "WARNING"
+    assert 'names="s0,s1,s2,s3,s4 and 3 more"' in record.getMessage()

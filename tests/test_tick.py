@@ -1,0 +1,745 @@
+"""One tick: each due time becomes exactly one job, and the schedule goes on."""
+
+import datetime as dt
+import threading
+
+import psycopg
+import pytest
+from django.db import connection, connections
+from django.db.models.functions import Now
+
+from pgwerk_django import signals
+from pgwerk_django.models import Job, Schedule
+from pgwerk_django.scheduler import Scheduler
+from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, make_due, now, reread, statuses
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_nothing_due_is_nothing_done(scheduler: Scheduler) -> None:
+    make(interval=60)
+    make(cron="0 0 1 1 *", _name="yearly")
+    scheduler.tick()  # plans both
+    assert scheduler.tick() == 0
+    assert not Job.objects.exists()
+
+
+def test_a_due_schedule_becomes_one_job_with_its_whole_payload(scheduler: Scheduler) -> None:
+    row = make(
+        "tests.functions.add", ago=SECOND, args=[1], kwargs={"b": 2}, _queue="reports", _priority=5, _meta={"team": "x"},
+        _max_attempts=3, _backoff=[1, 60], _timeout=30, _result_ttl=100, _failure_ttl=200,
+    )  # fmt: skip
+    assert scheduler.tick() == 1
+    (job,) = jobs(row)
+    assert (job.function, job.args, job.kwargs, job.meta) == ("tests.functions.add", [1], {"b": 2}, {"team": "x"})
+    assert (job.queue, job.priority, job.max_attempts, job.backoff) == ("reports", 5, 3, [1, 60])
+    assert (job.timeout, job.result_ttl, job.failure_ttl) == (30, 100, 200)
+    assert (job.kind, job.status, job.target, job.schedule_id) == ("scheduled", "READY", "worker", row.pk)
+    assert job.due_at == row.next_run_at
+    assert job.run_at == job.enqueued_at
+    after = reread(row)
+    assert after.next_run_at == row.next_run_at + MINUTE
+    assert after.last_run_at == row.next_run_at
+    assert after.run_count == 1
+    assert scheduler.tick() == 0
+
+
+def test_the_key_names_the_schedule_and_the_due_time_in_utc(scheduler: Scheduler) -> None:
+    due_at = dt.datetime(2026, 1, 1, 9, 0, tzinfo=dt.UTC)
+    scheduler.schedule_at("tests.functions.noop", due_at, _name="reports.daily")
+    scheduler.tick()
+    assert [job.key for job in jobs("reports.daily")] == ["reports.daily@2026-01-01T09:00:00.000000Z"]
+
+
+def test_a_due_time_on_record_does_not_run_again_and_the_schedule_goes_on(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    scheduler.tick()
+    heard = []
+    signals.due_time_repeated.connect(lambda **event: heard.append(event["key"]), weak=False, dispatch_uid="test")
+    try:
+        # As after a restore from a backup: the schedule forgot, the jobs did not.
+        Schedule.objects.filter(pk=row.pk).update(next_run_at=row.next_run_at, last_run_at=None)
+        assert scheduler.tick() == 1
+    finally:
+        signals.due_time_repeated.disconnect(dispatch_uid="test")
+    (job,) = jobs(row)
+    assert heard == [job.key]
+    assert reread(row).next_run_at == row.next_run_at + MINUTE
+
+
+def test_a_due_time_not_newer_than_the_last_is_dropped_also_when_its_job_is_gone(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    scheduler.tick()
+    Job.objects.all().delete()
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=row.next_run_at)
+    assert scheduler.tick() == 1
+    assert jobs(row) == []
+    assert reread(row).next_run_at == row.next_run_at + MINUTE
+
+
+def test_batches_drain_a_backlog(scheduler: Scheduler) -> None:
+    for number in range(5):
+        make(ago=SECOND, _name=f"s{number}")
+    assert [scheduler.tick(batch_size=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert Job.objects.count() == 5
+
+
+def test_the_longest_due_go_first(scheduler: Scheduler) -> None:
+    make(ago=SECOND, _name="new")
+    make(ago=HOUR, _name="old")
+    scheduler.tick(batch_size=1)
+    assert jobs("old")
+    assert not jobs("new")
+
+
+# -- promise 1: many schedulers, one job ---------------------------------------------------------------------------
+
+
+def test_a_schedule_that_another_holds_is_passed_over(scheduler: Scheduler, other_session: psycopg.Connection) -> None:
+    held, free = make(ago=HOUR, _name="held"), make(ago=SECOND, _name="free")
+    with other_session.transaction():
+        other_session.execute("SELECT 1 FROM _pgwerk_schedules WHERE id = %s FOR NO KEY UPDATE", [held.pk])
+        assert scheduler.tick() == 1
+        assert jobs(held) == []
+        assert len(jobs(free)) == 1
+    assert scheduler.tick() == 1
+    assert jobs(held)
+
+
+def test_eight_schedulers_make_one_job_of_each_due_time() -> None:
+    rows = [make(ago=30 * SECOND, interval=10, _name=f"s{n:03}", _overlap="ALLOW") for n in range(200)]
+    handled: list[int] = []
+
+    def drain() -> None:
+        try:
+            while count := Scheduler().tick(batch_size=7):
+                handled.append(count)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=drain) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A thread may find all that is left held by others and stop, so one more pass ends it.
+    while Scheduler().tick():
+        pass
+    keys = list(Job.objects.values_list("key", flat=True))
+    assert len(keys) == len(set(keys)) >= 200 * 4
+    for row in rows:
+        found = [job.due_at for job in jobs(row)]
+        assert found == [row.next_run_at + n * 10 * SECOND for n in range(len(found))]
+    assert sum(handled) >= 200
+
+
+# -- promise 2: PostgreSQL's clock -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_a_host_clock_that_is_off_moves_nothing(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    """Whatever Python's clock says, what is due is due and what is not is not."""
+    real = dt.datetime
+
+    class Skewed(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:
+            return real.now(tz) + dt.timedelta(minutes=minutes)
+
+    due, later = make(ago=SECOND, _name="due"), make(interval=300, _name="later")
+    make_due(later, ago=-5 * MINUTE)
+    monkeypatch.setattr(dt, "datetime", Skewed)
+    assert scheduler.tick() == 1
+    (job,) = jobs(due)
+    assert job.due_at == due.next_run_at
+    assert reread(due).next_run_at == due.next_run_at + MINUTE
+    assert jobs(later) == []
+
+
+def test_a_database_clock_that_stepped_back_never_plans_backwards(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    ahead = now() + HOUR
+    Schedule.objects.filter(pk=row.pk).update(last_run_at=ahead)
+    assert scheduler.tick() == 1
+    assert jobs(row) == []
+    next_run_at = reread(row).next_run_at
+    assert next_run_at is not None
+    assert ahead < next_run_at <= ahead + MINUTE
+
+
+def test_nor_does_a_new_plan(scheduler: Scheduler) -> None:
+    row = make(interval=60)
+    scheduler.tick()
+    ahead = now() + HOUR
+    Schedule.objects.filter(pk=row.pk).update(last_run_at=ahead, interval=30)
+    assert reread(row).replan
+    scheduler.tick()
+    next_run_at = reread(row).next_run_at
+    assert next_run_at is not None
+    assert ahead < next_run_at <= ahead + MINUTE
+
+
+@pytest.fixture
+def connection_in_new_york() -> object:
+    """A site may give its connections a zone; sums of such instants go by the clock on the wall."""
+    connection.settings_dict["TIME_ZONE"] = "America/New_York"
+    for cached in ("timezone", "timezone_name"):
+        connections["default"].__dict__.pop(cached, None)
+    connection.close()
+    yield
+    connection.settings_dict["TIME_ZONE"] = None
+    for cached in ("timezone", "timezone_name"):
+        connections["default"].__dict__.pop(cached, None)
+    connection.close()
+
+
+def test_the_connections_time_zone_moves_nothing(scheduler: Scheduler, connection_in_new_york: object) -> None:
+    """Back over the night when New York's clocks go back: 25 hours, which a wall clock calls 24."""
+    before = dt.datetime(2026, 11, 1, 3, 59, tzinfo=dt.UTC)  # 23:59 on October 31st there
+    row = scheduler.schedule_at("tests.functions.noop", before, interval=86400, _misfire="ALL")
+    assert row.next_run_at is not None
+    assert row.next_run_at.utcoffset() is not None
+    scheduler.tick()
+    found = [job.due_at for job in jobs(row)]
+    assert found == [before + n * dt.timedelta(days=1) for n in range(len(found))]
+    assert len(found) > 20
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW timezone")
+        assert cursor.fetchone() == ("America/New_York",)
+
+
+# -- misfire ---------------------------------------------------------------------------------------------------------
+
+
+def test_latest_runs_once_and_one_row_stands_for_what_was_dropped(scheduler: Scheduler) -> None:
+    row = make(ago=3 * HOUR, interval=600)
+    scheduler.tick()
+    skipped, ran = jobs(row)
+    assert (skipped.status, ran.status) == ("SKIPPED", "READY")
+    assert skipped.due_at == row.next_run_at
+    assert ran.due_at == row.next_run_at + 3 * HOUR
+    assert "misfire" in skipped.reason
+    assert {name: dt.datetime.fromisoformat(text) for name, text in skipped.result.items()} == {
+        "first_due_at": row.next_run_at,
+        "last_due_at": ran.due_at - 600 * SECOND,
+    }
+    assert skipped.finished_at is not None
+    assert skipped.expires_at is not None
+    assert reread(row).last_run_at == ran.due_at
+    assert reread(row).run_count == 1
+
+
+def test_all_runs_each_oldest_first_a_capful_a_tick(scheduler: Scheduler, settings: object) -> None:
+    settings.PGWERK = {"MAX_CATCH_UP": 4, "AUTODISCOVER": ()}  # type: ignore[attr-defined]
+    row = make(ago=9 * MINUTE, interval=60, _misfire="ALL")
+    counts = []
+    while scheduler.tick():
+        counts.append(len(jobs(row)))
+    assert counts == [4, 8, 10]
+    assert [job.due_at for job in jobs(row)] == [row.next_run_at + n * MINUTE for n in range(10)]
+    assert set(statuses(row)) == {"READY"}
+
+
+def test_skip_records_what_it_drops_and_waits_for_the_next(scheduler: Scheduler) -> None:
+    row = make(ago=90 * MINUTE, interval=3600, _misfire="SKIP")
+    scheduler.tick()
+    assert statuses(row) == ["SKIPPED"]
+    after = reread(row)
+    assert after.next_run_at == row.next_run_at + 2 * HOUR
+    assert after.run_count == 0
+
+
+def test_the_grace_is_the_schedules_own(scheduler: Scheduler) -> None:
+    row = make(ago=HOUR + 10 * SECOND, interval=3600, _misfire="SKIP", _misfire_grace=7200)
+    scheduler.tick()
+    assert statuses(row) == ["READY", "SKIPPED"]  # both on time; the second overlaps
+    assert "overlap" in jobs(row)[1].reason
+
+
+# -- overlap ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overlap", "earlier", "expected"),
+    [
+        ("BUFFER_ONE", "READY", "SKIPPED"),
+        ("BUFFER_ONE", "RUNNING", "READY"),
+        ("BUFFER_ONE", "FAILED", "READY"),
+        ("SKIP", "READY", "SKIPPED"),
+        ("SKIP", "RUNNING", "SKIPPED"),
+        ("SKIP", "SUCCESSFUL", "READY"),
+        ("ALLOW", "READY", "READY"),
+        ("ALLOW", "RUNNING", "READY"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["scheduled", "trigger"])
+def test_overlap(scheduler: Scheduler, overlap: str, earlier: str, expected: str, kind: str) -> None:
+    row = make(ago=SECOND, _overlap=overlap)
+    open_job = Job.objects.create(schedule=row, schedule_name=row.name, status=earlier, kind=kind)
+    scheduler.tick()
+    job = Job.objects.exclude(pk=open_job.pk).get()
+    assert job.status == expected
+    assert (f"job {open_job.pk}" in job.reason) == (expected == "SKIPPED")
+    assert reread(row).next_run_at == row.next_run_at + MINUTE
+
+
+def test_a_job_of_another_schedule_is_no_overlap(scheduler: Scheduler) -> None:
+    row, other = make(ago=SECOND, _overlap="SKIP"), make(_name="other")
+    Job.objects.create(schedule=other, schedule_name=other.name)
+    scheduler.tick()
+    assert statuses(row) == ["READY"]
+
+
+def test_within_one_tick_at_most_one_becomes_ready(scheduler: Scheduler) -> None:
+    row = make(ago=25 * SECOND, interval=10)
+    scheduler.tick()
+    assert statuses(row) == ["READY", "SKIPPED", "SKIPPED"]
+
+
+def test_all_allows_overlap_unless_told_otherwise(scheduler: Scheduler) -> None:
+    row = make(ago=25 * SECOND, interval=10, _misfire="ALL")
+    told = make(ago=25 * SECOND, interval=10, _misfire="ALL", _overlap="SKIP", _name="told")
+    scheduler.tick()
+    assert statuses(row) == ["READY"] * 3
+    assert statuses(told) == ["READY", "SKIPPED", "SKIPPED"]
+
+
+# -- windows, counts, one-offs, jitter -------------------------------------------------------------------------------
+
+
+def test_no_due_time_after_the_end(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    Schedule.objects.filter(pk=row.pk).update(ends_at=row.next_run_at, next_run_at=row.next_run_at - MICRO)
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=row.next_run_at, replan=False)
+    scheduler.tick()
+    assert statuses(row) == ["READY"]
+    assert reread(row).next_run_at is None
+
+
+MICRO = dt.timedelta(microseconds=1)
+
+
+def test_no_due_time_before_the_start(scheduler: Scheduler) -> None:
+    starts_at = now() + 10 * HOUR
+    row = make(cron="* * * * *", _starts_at=starts_at)
+    scheduler.tick()
+    next_run_at = reread(row).next_run_at
+    assert next_run_at is not None
+    assert starts_at <= next_run_at < starts_at + MINUTE
+
+
+def test_the_last_due_time_of_a_window_that_closed_while_we_were_down(scheduler: Scheduler) -> None:
+    row = make(ago=10 * HOUR, interval=3600)
+    ends_at = row.next_run_at + 2 * HOUR
+    Schedule.objects.filter(pk=row.pk).update(ends_at=ends_at)
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=row.next_run_at, replan=False)
+    scheduler.tick()
+    skipped, ran = jobs(row)
+    assert (ran.due_at, ran.status) == (ends_at, "READY")
+    assert dt.datetime.fromisoformat(skipped.result["last_due_at"]) == ends_at - HOUR
+    assert reread(row).next_run_at is None
+
+
+def test_max_runs_counts_what_ran_and_then_ends(scheduler: Scheduler) -> None:
+    row = make(ago=25 * SECOND, interval=10, _max_runs=2, _overlap="ALLOW")
+    scheduler.tick()
+    assert statuses(row) == ["READY", "READY"]
+    assert (reread(row).run_count, reread(row).next_run_at) == (2, None)
+
+
+def test_max_runs_counts_neither_skipped_nor_triggered(scheduler: Scheduler) -> None:
+    row = make(ago=25 * SECOND, interval=10, _max_runs=2)
+    scheduler.trigger(row.name)
+    scheduler.tick()
+    scheduler.tick()
+    assert [job.status for job in jobs(row, kind="scheduled")] == ["READY", "SKIPPED", "SKIPPED"]
+    assert reread(row).run_count == 1
+    assert reread(row).next_run_at is not None
+
+
+def test_max_runs_raised_after_the_end_goes_on(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND, _max_runs=1)
+    scheduler.tick()
+    assert reread(row).next_run_at is None
+    Schedule.objects.filter(pk=row.pk).update(max_runs=2)
+    scheduler.tick()
+    assert reread(row).next_run_at == row.next_run_at + MINUTE
+
+
+def test_a_one_off_runs_once_and_has_ended(scheduler: Scheduler) -> None:
+    row = scheduler.schedule_in(0, "tests.functions.noop", _name="once")
+    assert scheduler.tick() == 1
+    assert scheduler.tick() == 0
+    assert statuses(row) == ["READY"]
+    assert reread(row).next_run_at is None
+
+
+def test_jitter_moves_the_run_and_never_the_due_time(scheduler: Scheduler) -> None:
+    rows = [make(ago=SECOND, _jitter=300, _name=f"s{n}") for n in range(30)]
+    scheduler.tick()
+    delays = set()
+    for row in rows:
+        (job,) = jobs(row)
+        assert job.due_at == row.next_run_at
+        delays.add(job.run_at - job.enqueued_at)
+    assert dt.timedelta() <= min(delays) <= max(delays) <= 300 * SECOND
+    assert len(delays) > 10
+
+
+# -- promise 6: trigger ----------------------------------------------------------------------------------------------
+
+
+def test_a_trigger_runs_the_payload_now_and_moves_no_due_time(scheduler: Scheduler) -> None:
+    row = make("tests.functions.add", args=[1], kwargs={"b": 2}, interval=3600)
+    make_due(row, ago=-HOUR)
+    planned = reread(row).next_run_at
+    scheduler.trigger(row.name, by="ada")
+    assert scheduler.tick() == 1
+    (job,) = jobs(row)
+    assert (job.kind, job.status, job.args, job.kwargs) == ("trigger", "READY", [1], {"b": 2})
+    assert "ada" in job.reason
+    assert job.key.endswith("#trigger")
+    after = reread(row)
+    assert (after.next_run_at, after.triggered_at, after.last_run_at, after.run_count) == (planned, None, None, 0)
+    assert scheduler.tick() == 0
+
+
+def test_a_trigger_beside_a_due_time_takes_nothing_from_it(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    scheduler.trigger(row.name)
+    assert scheduler.tick() == 1
+    assert {(job.kind, job.status) for job in jobs(row)} == {("scheduled", "READY"), ("trigger", "READY")}
+    assert reread(row).next_run_at == row.next_run_at + MINUTE
+
+
+def test_a_paused_schedule_triggered_runs_once_and_stays_paused(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    scheduler.pause(row.name)
+    assert scheduler.tick() == 0
+    scheduler.trigger(row.name)
+    assert scheduler.tick() == 1
+    assert scheduler.tick() == 0
+    assert [job.kind for job in jobs(row)] == ["trigger"]
+    assert reread(row).paused
+
+
+def test_a_trigger_asked_twice_before_a_tick_is_one_run(scheduler: Scheduler) -> None:
+    row = make()
+    scheduler.tick()
+    for _ in range(2):
+        scheduler.trigger(row.name)
+    scheduler.tick()
+    assert [job.kind for job in jobs(row)] == ["trigger"]
+
+
+@pytest.mark.parametrize("state", ["ended", "set aside"])
+def test_what_no_longer_recurs_can_still_be_triggered(scheduler: Scheduler, state: str) -> None:
+    row = make(ago=SECOND, _max_runs=1)
+    scheduler.tick()
+    if state == "set aside":
+        Schedule.objects.filter(pk=row.pk).update(error="broken", next_run_at=None)
+    scheduler.trigger(row.name)
+    assert scheduler.tick() == 1
+    assert len(jobs(row, kind="trigger")) == 1
+
+
+# -- pause and resume ------------------------------------------------------------------------------------------------
+
+
+def test_due_times_in_a_pause_have_no_rows_and_are_no_misfires(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    scheduler.pause(row.name, reason="migration", by="ada")
+    make_due(row, ago=5 * HOUR)
+    assert scheduler.tick() == 0
+    paused = reread(row)
+    assert (paused.paused, paused.paused_by, paused.pause_reason) == (True, "ada", "migration")
+    scheduler.resume(row.name)
+    scheduler.tick()
+    assert jobs(row) == []
+    resumed = reread(row)
+    assert resumed.next_run_at is not None
+    assert now() < resumed.next_run_at <= now() + MINUTE
+    assert (resumed.paused, resumed.paused_at, resumed.paused_by, resumed.pause_reason) == (False, None, "", "")
+
+
+def test_a_one_off_still_to_come_survives_a_pause(scheduler: Scheduler) -> None:
+    row = scheduler.schedule_in(3600, "tests.functions.noop", _name="next week")
+    scheduler.pause(row.name)
+    scheduler.resume(row.name)
+    scheduler.tick()
+    assert reread(row).next_run_at == row.next_run_at
+
+
+def test_a_second_pause_keeps_the_first_ones_reason(scheduler: Scheduler) -> None:
+    row = make()
+    scheduler.pause(row.name, reason="first", by="ada")
+    scheduler.pause(row.name, reason="second", by="bob")
+    assert (reread(row).pause_reason, reread(row).paused_by) == ("first", "ada")
+
+
+# -- promise 3: bad rows ---------------------------------------------------------------------------------------------
+
+BAD = {
+    "impossible date": "UPDATE _pgwerk_schedules SET cron = '0 0 30 2 *', interval = NULL WHERE id = %s",
+    "nonsense": "UPDATE _pgwerk_schedules SET cron = 'every monday', interval = NULL WHERE id = %s",
+    "unknown zone": "UPDATE _pgwerk_schedules SET cron = '* * * * *', interval = NULL, timezone = 'Mars/Base' WHERE id = %s",
+    "zone of a strange kind": "UPDATE _pgwerk_schedules SET cron = '* * * * *', interval = NULL, timezone = '../x' WHERE id = %s",
+}
+
+
+@pytest.mark.parametrize("what", ["impossible date", "nonsense", "unknown zone", "zone of a strange kind"])
+def test_a_row_that_cannot_be_planned_is_set_aside_and_delays_no_other(scheduler: Scheduler, what: str) -> None:
+    bad = make(ago=HOUR, _name="bad")
+    good = [make(ago=SECOND, _name=f"good{n}") for n in range(3)]
+    with connection.cursor() as cursor:
+        cursor.execute(BAD[what], [bad.pk])
+    Schedule.objects.filter(pk=bad.pk).update(next_run_at=Now() - HOUR)
+    scheduler.tick()
+    for row in good:
+        assert statuses(row) == ["READY"]
+    aside = reread(bad)
+    assert aside.error
+    assert (aside.next_run_at, aside.triggered_at) == (None, None)
+    assert jobs(bad) == []
+    assert scheduler.tick() == 0
+
+
+@pytest.fixture
+def refusing_table() -> object:
+    """A database that refuses some jobs: a site's own trigger on our table."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF NEW.schedule_name LIKE 'bad%' THEN RAISE EXCEPTION 'not this one'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON _pgwerk_jobs FOR EACH ROW EXECUTE FUNCTION refuse();
+            """
+        )
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP FUNCTION refuse() CASCADE")
+
+
+def test_rows_that_the_database_refuses_are_found_by_halving(scheduler: Scheduler, refusing_table: object) -> None:
+    good = [make(ago=SECOND, _name=f"good{n:02}") for n in range(20)]
+    bad = [make(ago=SECOND, _name=f"bad{n}") for n in range(3)]
+    assert scheduler.tick() == 23
+    for row in good:
+        assert statuses(row) == ["READY"]
+    for row in bad:
+        assert "not this one" in reread(row).error
+        assert reread(row).next_run_at is None
+    assert scheduler.tick() == 0
+
+
+def test_a_value_too_large_for_its_column_is_a_bad_row(scheduler: Scheduler) -> None:
+    bad, good = make(ago=SECOND, _name="bad"), make(ago=SECOND, _name="good")
+    Schedule.objects.filter(pk=bad.pk).update(run_count=2**31 - 1)
+    scheduler.tick()
+    assert "out of range" in reread(bad).error
+    assert statuses(good) == ["READY"]
+
+
+def test_a_missing_table_is_no_rows_fault(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE _pgwerk_jobs RENAME TO away")
+    try:
+        with pytest.raises(Exception, match="_pgwerk_jobs"):
+            scheduler.tick()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE away RENAME TO _pgwerk_jobs")
+    assert reread(row).error == ""
+    assert scheduler.tick() == 1
+
+
+@pytest.mark.parametrize(
+    "edit", [{"cron": "* * * * *"}, {"queue": "other"}, {"kwargs": {"a": 1}}, {"timezone": "Asia/Tokyo"}]
+)
+def test_an_edit_clears_the_error(scheduler: Scheduler, edit: dict[str, object]) -> None:
+    row = make(cron="0 * * * *")
+    Schedule.objects.filter(pk=row.pk).update(error="broken", next_run_at=None)
+    Schedule.objects.filter(pk=row.pk).update(**edit)
+    assert scheduler.tick() == 1
+    assert reread(row).error == ""
+    assert reread(row).next_run_at is not None
+
+
+def test_what_was_set_aside_is_tried_again(scheduler: Scheduler) -> None:
+    row = make(cron="0 * * * *")
+    Schedule.objects.filter(pk=row.pk).update(error="unknown zone on the old host", next_run_at=None)
+    assert Schedule.objects.retry_set_aside() == 1
+    scheduler.tick()
+    assert reread(row).next_run_at is not None
+
+
+@pytest.mark.parametrize("how", ["retry", "edit"])
+def test_a_one_off_that_was_set_aside_still_runs(scheduler: Scheduler, refusing_table: object, how: str) -> None:
+    """No rule could plan it anew: what it was given is all it has."""
+    row = scheduler.schedule_in(0, "tests.functions.noop", _name="bad one-off")
+    scheduler.tick()
+    assert "not this one" in reread(row).error
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE _pgwerk_jobs DISABLE TRIGGER refuse")
+    if how == "retry":
+        Schedule.objects.retry_set_aside()
+    else:
+        Schedule.objects.filter(pk=row.pk).update(queue="other")
+    scheduler.tick()
+    assert [job.due_at for job in jobs(row)] == [row.next_run_at]
+    assert reread(row).error == ""
+    assert reread(row).next_run_at is None
+
+
+@pytest.mark.parametrize("column", ["overlap", "misfire"])
+def test_a_policy_from_newer_code_is_left_to_others(scheduler: Scheduler, column: str) -> None:
+    newer, known = make(ago=HOUR, _name="newer"), make(ago=SECOND, _name="known")
+    Schedule.objects.filter(pk=newer.pk).update(**{column: "BUFFER_ALL"})
+    assert scheduler.tick() == 1
+    assert statuses(known) == ["READY"]
+    assert jobs(newer) == []
+    assert reread(newer).next_run_at == newer.next_run_at
+    assert reread(newer).error == ""
+    next_due_at, asked_at = Schedule.objects.next_due()
+    assert next_due_at is not None
+    assert next_due_at > asked_at  # or it would keep schedulers that cannot take it busy
+
+
+# -- promise 5: every edit is obeyed by the next tick ----------------------------------------------------------------
+
+
+def test_a_next_run_set_by_hand_is_a_due_time_and_the_grid_follows(scheduler: Scheduler) -> None:
+    row = make(cron="0 0 1 1 *")
+    by_hand = make_due(row)
+    scheduler.tick()
+    assert [job.due_at for job in jobs(row)] == [by_hand]
+    next_run_at = reread(row).next_run_at
+    assert next_run_at is not None
+    assert (next_run_at.month, next_run_at > now()) == (12, True)  # midnight in Paris is still the 31st in UTC
+
+
+def test_a_next_run_set_by_hand_after_another_edit_counts(scheduler: Scheduler) -> None:
+    row = make(cron="0 0 1 1 *")
+    Schedule.objects.filter(pk=row.pk).update(cron="0 0 2 1 *")
+    assert reread(row).replan
+    due_at = now() - SECOND
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=due_at)
+    scheduler.tick()
+    assert [job.due_at for job in jobs(row)] == [due_at]
+
+
+def test_a_changed_recurrence_is_planned_from_now_and_fires_nothing(scheduler: Scheduler) -> None:
+    row = make(interval=3600)
+    scheduler.tick()
+    Schedule.objects.filter(pk=row.pk).update(interval=None, cron="*/5 * * * *")
+    scheduler.tick()
+    assert jobs(row) == []
+    next_run_at = reread(row).next_run_at
+    assert next_run_at is not None
+    assert now() < next_run_at <= now() + 5 * MINUTE
+    assert next_run_at.minute % 5 == 0
+
+
+def test_a_changed_interval_keeps_its_anchor(scheduler: Scheduler) -> None:
+    row = make(ago=50 * SECOND, interval=3600)
+    scheduler.tick()
+    Schedule.objects.filter(pk=row.pk).update(interval=60)
+    scheduler.tick()
+    assert reread(row).next_run_at == row.anchor_at + MINUTE
+
+
+def test_an_interval_does_not_drift(scheduler: Scheduler) -> None:
+    row = make(ago=200 * SECOND, interval=7, _misfire_grace=3600, _overlap="ALLOW")
+    scheduler.tick()
+    for job in jobs(row):
+        assert (job.due_at - row.anchor_at) % (7 * SECOND) == dt.timedelta()
+
+
+def test_a_tick_that_is_rolled_back_did_nothing(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = make(ago=SECOND)
+
+    def broken(*args: object, **options: object) -> None:
+        raise RuntimeError("after the write")
+
+    monkeypatch.setattr("pgwerk_django.scheduler.signals.send", broken)
+    with pytest.raises(RuntimeError):
+        scheduler.tick()
+    assert jobs(row) == []
+    assert reread(row).next_run_at == row.next_run_at
+
+
+@pytest.mark.parametrize("interval", [60, 3600])
+def test_the_instant_of_creation_is_no_due_time(scheduler: Scheduler, interval: int) -> None:
+    row = make(interval=interval)
+    by_hand = make_due(row)
+    scheduler.tick()
+    assert [job.due_at for job in jobs(row)] == [by_hand]
+    assert reread(row).next_run_at == row.created_at + interval * SECOND
+
+
+@pytest.mark.parametrize("edit", ["update", "sql", "save"])
+def test_a_one_off_still_to_come_survives_an_edit(scheduler: Scheduler, edit: str) -> None:
+    row = scheduler.schedule_in(3600, "tests.functions.noop", _name="once")
+    if edit == "update":
+        scheduler.update("once", timezone="Asia/Tokyo", ends_at=now() + 9 * HOUR)
+    elif edit == "sql":
+        Schedule.objects.update(timezone="Asia/Tokyo")
+    else:
+        row.timezone = "Asia/Tokyo"
+        row.save()
+    scheduler.tick()
+    assert reread(row).next_run_at == row.next_run_at
+
+
+def test_a_first_run_given_to_a_cron_comes_before_all_others(scheduler: Scheduler) -> None:
+    first = now() + 48 * HOUR
+    row = scheduler.schedule_at("tests.functions.noop", first, cron="* * * * *", _name="later")
+    scheduler.update("later", timezone="Asia/Tokyo")
+    scheduler.pause("later")
+    Schedule.objects.update(next_run_at=now() - HOUR)
+    scheduler.resume("later")
+    scheduler.tick()
+    next_run_at = reread(row).next_run_at
+    assert next_run_at is not None
+    assert first <= next_run_at < first + MINUTE
+
+
+def test_the_last_instants_of_the_calendar(scheduler: Scheduler) -> None:
+    far = dt.datetime(8999, 12, 31, tzinfo=dt.UTC)
+    row = make(ago=SECOND, interval=315360000)
+    Schedule.objects.filter(pk=row.pk).update(ends_at=far, starts_at=dt.datetime(1900, 1, 2, tzinfo=dt.UTC))
+    scheduler.tick()
+    assert reread(row).error == ""
+
+
+def test_the_largest_jitter(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND, _jitter=2**31 - 1)
+    scheduler.tick()
+    assert reread(row).error == ""
+    assert statuses(row) == ["READY"]
+
+
+def test_jitter_is_the_same_for_the_same_due_time(scheduler: Scheduler) -> None:
+    due_at = now() - SECOND
+    delays = set()
+    for _ in range(2):
+        row = scheduler.schedule_at("tests.functions.noop", due_at, _jitter=3600, _name="same")
+        scheduler.tick()
+        delays.add(jobs(row)[0].run_at)
+        scheduler.delete("same")
+        Job.objects.all().delete()
+    assert len(delays) == 1
+
+
+def test_what_is_late_is_spread_from_now(scheduler: Scheduler) -> None:
+    for number in range(20):
+        make(ago=5 * HOUR, interval=86400, _jitter=600, _name=f"s{number}")
+    scheduler.tick()
+    runs = {job.run_at - job.enqueued_at for job in Job.objects.all()}
+    assert len(runs) > 10

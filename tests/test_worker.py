@@ -1,0 +1,417 @@
+"""The worker: at least once each, and only the holder of a claim can finish."""
+
+import datetime as dt
+import threading
+from typing import Any
+
+import pytest
+from django.db import connection, connections, transaction
+
+from pgwerk_django import signals
+from pgwerk_django.jobs import aenqueue, current_job, enqueue
+from pgwerk_django.models import Job, Process, Schedule
+from pgwerk_django.scheduler import Scheduler
+from pgwerk_django.worker import Worker, backoff_before, recover_lost
+from tests import functions
+from tests.time_travel import HOUR, MINUTE, SECOND, make, now
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _reset() -> None:
+    functions.calls.clear()
+    functions.gate.clear()
+
+
+def work(**options: Any) -> None:
+    Worker(burst=True, **options).run()
+
+
+def run(func: Any, *args: Any, **options: Any) -> Job:
+    job = enqueue(func, *args, **options)
+    assert job is not None
+    work()
+    job.refresh_from_db()
+    return job
+
+
+# -- what a job becomes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("func", [functions.add, functions.async_add])
+def test_a_job_runs_and_its_result_is_kept(func: Any) -> None:
+    job = run(func, 1, b=2)
+    assert (job.status, job.result, job.error, job.attempt, job.claims) == ("SUCCESSFUL", 3, "", 1, 1)
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    assert job.expires_at == job.finished_at + dt.timedelta(days=7)
+    assert job.lease_until is None
+    assert "worker" in job.worker_name
+
+
+def test_from_a_schedule_to_a_finished_job(scheduler: Scheduler) -> None:
+    make("tests.functions.job_seen", ago=SECOND, _meta={"team": "x"}, _name="seen")
+    scheduler.tick()
+    work()
+    job = Job.objects.get()
+    assert job.result == {"name": "seen", "attempt": 1, "meta": {"team": "x"}, "due_at": str(job.due_at)}
+    assert current_job() is None
+
+
+@pytest.mark.parametrize(
+    ("func", "args", "said"),
+    [
+        ("tests.functions.fail", ["out of paper"], "ValueError: out of paper"),
+        ("tests.functions.nowhere", [], "'tests.functions.nowhere' cannot be imported"),
+        ("nomodule.func", [], "'nomodule.func' cannot be imported"),
+        ("tests.functions.not_a_function", [], "is not a function"),
+        ("tests.functions.add", [], "missing 1 required positional argument"),
+        ("tests.functions.not_json", [], "the job's result must be JSON"),
+        ("tests.functions.nul_result", [], "NUL"),
+        ("tests.functions.leave", [], "SystemExit: 3"),
+    ],
+)
+def test_a_failure_says_why_and_stops_nothing_else(func: str, args: list[Any], said: str) -> None:
+    good = enqueue(functions.add, 1)
+    job = run(func, *args)
+    assert job.status == "FAILED"
+    assert said in job.error
+    assert job.expires_at == job.finished_at + dt.timedelta(days=30)
+    assert good is not None
+    good.refresh_from_db()
+    assert good.status == "SUCCESSFUL"
+
+
+def test_an_error_that_postgresql_cannot_store_is_stored_as_text() -> None:
+    job = run("tests.functions.fail_with_nul")
+    assert job.status == "FAILED"
+    assert "zero \\0 byte" in job.error
+
+
+def test_ttls_of_the_job_itself() -> None:
+    done = run(functions.add, 1, _result_ttl=10, _failure_ttl=20)
+    failed = run(functions.fail, _result_ttl=10, _failure_ttl=20)
+    assert done.expires_at == done.finished_at + 10 * SECOND
+    assert failed.expires_at == failed.finished_at + 20 * SECOND
+
+
+# -- attempts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_attempt_is_tried_again_and_its_error_kept() -> None:
+    job = run(functions.fail_first, _max_attempts=2, _backoff=0)
+    assert (job.status, job.result, job.attempt, job.claims) == ("SUCCESSFUL", "attempt 2", 2, 2)
+    assert [(error["attempt"], "the first time" in error["error"]) for error in job.errors] == [(1, True)]
+    assert job.error == ""
+
+
+def test_attempts_end() -> None:
+    job = run(functions.fail, _max_attempts=3, _backoff=0)
+    assert (job.status, job.attempt, len(job.errors)) == ("FAILED", 3, 2)
+
+
+def test_the_next_attempt_waits_for_its_back_off() -> None:
+    job = run(functions.fail, _max_attempts=2, _backoff=600)
+    assert (job.status, job.worker_id, job.finished_at) == ("READY", None, None)
+    assert abs(job.run_at - now() - 600 * SECOND) < MINUTE
+
+
+def test_back_off_by_attempt() -> None:
+    assert [backoff_before(n, [1, 60]) for n in (1, 2, 3)] == [1, 60, 60]
+    assert backoff_before(7, 30) == 30
+    for attempt, ceiling in ((1, 10), (2, 20), (3, 40), (50, 3600)):
+        assert ceiling / 2 <= backoff_before(attempt, None) <= ceiling
+
+
+# -- order and queues ------------------------------------------------------------------------------------------------
+
+
+def test_priority_then_age_within_a_queue() -> None:
+    for name, priority in (("a", 0), ("b", 5), ("c", 0)):
+        enqueue(functions.remember, name, _priority=priority)
+    work(concurrency=1)
+    assert [args[0] for args, _ in functions.calls] == ["b", "a", "c"]
+
+
+def test_queues_in_order_of_preference_and_no_others() -> None:
+    for queue in ("slow", "fast", "other"):
+        enqueue(functions.remember, queue, _queue=queue)
+    work(queues=["fast", "slow"], concurrency=1)
+    assert [args[0] for args, _ in functions.calls] == ["fast", "slow"]
+    assert Job.objects.get(queue="other").status == "READY"
+
+
+def test_without_names_every_queue_is_served() -> None:
+    for queue in ("a", "b", "default"):
+        enqueue(functions.remember, queue, _queue=queue)
+    work()
+    assert sorted(args[0] for args, _ in functions.calls) == ["a", "b", "default"]
+
+
+def test_a_job_waits_for_its_time() -> None:
+    later = enqueue(functions.add, 1, _delay=600)
+    at = enqueue(functions.add, 1, _at=now() + HOUR)
+    work()
+    assert set(Job.objects.values_list("status", flat=True)) == {"READY"}
+    assert later is not None
+    assert at is not None
+    later.refresh_from_db()
+    assert abs(later.run_at - later.enqueued_at - 600 * SECOND) < SECOND
+
+
+def test_jobs_of_another_target_are_left_alone() -> None:
+    job = Job.objects.create(function="tests.functions.noop", target="celery")
+    work()
+    job.refresh_from_db()
+    assert job.status == "READY"
+
+
+def test_a_claim_walks_the_index() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO _pgwerk_jobs (status, queue) SELECT 'SUCCESSFUL', 'q' || n %% 3 FROM generate_series(1, 5000) n",
+            [],
+        )
+        cursor.execute("INSERT INTO _pgwerk_jobs (queue) SELECT 'q' || n %% 3 FROM generate_series(1, 3000) n", [])
+        cursor.execute("ANALYZE _pgwerk_jobs")
+        from pgwerk_django.worker import _CLAIM
+
+        parameters = {"every": True, "queues": [], "limit": 5, "lease": MINUTE, "worker": 1, "worker_name": "w"}
+        cursor.execute("EXPLAIN " + _CLAIM, parameters)
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "pgwerk_claim" in plan
+    assert "Seq Scan on _pgwerk_jobs" not in plan
+
+
+def test_two_workers_share_and_none_runs_twice() -> None:
+    for number in range(60):
+        enqueue(functions.remember, number)
+
+    def host() -> None:
+        try:
+            work(concurrency=3)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=host) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(args[0] for args, _ in functions.calls) == list(range(60))
+    assert set(Job.objects.values_list("status", "claims")) == {("SUCCESSFUL", 1)}
+
+
+# -- leases ----------------------------------------------------------------------------------------------------------
+
+
+def lost(**columns: Any) -> Job:
+    """A job whose worker vanished."""
+    given = {"status": "RUNNING", "attempt": 1, "claims": 1, "worker_id": 999, "lease_until": now() - SECOND, **columns}
+    return Job.objects.create(function="tests.functions.noop", **given)
+
+
+def test_a_lost_job_fails_when_no_attempt_is_left() -> None:
+    job = lost()
+    assert recover_lost(using="default") == 1
+    job.refresh_from_db()
+    assert (job.status, job.error) == ("FAILED", "worker lost")
+    assert job.finished_at is not None
+    assert job.expires_at is not None
+
+
+def test_a_lost_job_is_claimed_again_while_attempts_remain() -> None:
+    job = lost(max_attempts=2)
+    work()
+    job.refresh_from_db()
+    assert (job.status, job.attempt, job.claims, job.error) == ("SUCCESSFUL", 2, 2, "")
+    assert [error["error"] for error in job.errors] == ["worker lost"]
+
+
+def test_a_job_under_a_lease_is_left_to_its_worker() -> None:
+    job = lost(lease_until=now() + HOUR)
+    assert recover_lost(using="default") == 0
+    job.refresh_from_db()
+    assert job.status == "RUNNING"
+
+
+def test_only_the_holder_of_the_claim_finishes(settings: Any) -> None:
+    """The worker that was frozen past its lease finds the job taken, and drops its result."""
+    heard: list[Any] = []
+    signals.lease_lost.connect(lambda **event: heard.append(event["job_id"]), weak=False, dispatch_uid="test")
+    job = enqueue(functions.wait_for_gate, _max_attempts=2)
+    assert job is not None
+    worker = Worker(burst=True, concurrency=1)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    thread.start()
+    try:
+        wait_until(lambda: Job.objects.get().status == "RUNNING")
+        Job.objects.update(claims=2, worker_id=12345)  # another took it
+        functions.gate.set()
+        thread.join(20)
+    finally:
+        functions.gate.set()
+        signals.lease_lost.disconnect(dispatch_uid="test")
+    job.refresh_from_db()
+    assert (job.status, job.result) == ("RUNNING", None)
+    assert heard == [job.pk]
+
+
+def test_the_lease_of_a_long_job_is_renewed(settings: Any) -> None:
+    settings.PGWERK = {"LEASE": 0.3, "POLL_INTERVAL": 0.05}
+    job = enqueue(functions.wait_for_gate)
+    assert job is not None
+    worker = Worker(burst=True, concurrency=1)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    thread.start()
+    try:
+        wait_until(lambda: Job.objects.get().lease_until is not None)
+        first = Job.objects.get().lease_until
+        wait_until(lambda: (Job.objects.get().lease_until or first) > first + SECOND)
+        assert recover_lost(using="default") == 0
+    finally:
+        functions.gate.set()
+        thread.join(20)
+    job.refresh_from_db()
+    assert (job.status, job.result) == ("SUCCESSFUL", "through")
+
+
+# -- time-outs and stopping ------------------------------------------------------------------------------------------
+
+
+def test_an_async_job_is_cancelled_at_its_timeout() -> None:
+    job = run(functions.async_forever, _timeout=1)
+    assert (job.status, job.error) == ("FAILED", "timed out after 1 s")
+
+
+def test_a_plain_job_is_given_up_at_its_timeout() -> None:
+    job = run(functions.wait_for_gate, _timeout=1)
+    functions.gate.set()
+    assert (job.status, job.error) == ("FAILED", "timed out after 1 s")
+
+
+def test_stopping_finishes_what_runs() -> None:
+    job = enqueue(functions.wait_for_gate)
+    waiting = enqueue(functions.add, 1)
+    worker = Worker(concurrency=1)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    thread.start()
+    wait_until(lambda: Job.objects.filter(status="RUNNING").exists())
+    worker.stop()
+    functions.gate.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert job is not None
+    assert waiting is not None
+    job.refresh_from_db()
+    waiting.refresh_from_db()
+    assert (job.status, waiting.status) == ("SUCCESSFUL", "READY")
+    assert not Process.objects.exists()
+
+
+def test_what_does_not_finish_in_time_is_handed_back_without_spending_an_attempt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = enqueue(functions.wait_for_gate, _key="the long one")
+    worker = Worker(concurrency=1, shutdown_timeout=0)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    thread.start()
+    wait_until(lambda: Job.objects.filter(status="RUNNING").exists())
+    worker.stop()
+    thread.join(20)
+    functions.gate.set()
+    assert job is not None
+    job.refresh_from_db()
+    assert (job.status, job.attempt, job.claims, job.worker_id) == ("READY", 0, 1, None)
+    assert 'jobs_handed_back jobs="the long one"' in caplog.text
+
+
+# -- retention -------------------------------------------------------------------------------------------------------
+
+
+def test_expired_jobs_are_deleted_in_batches_and_no_others() -> None:
+    for number in range(5):
+        Job.objects.create(status="SUCCESSFUL", expires_at=now() - number * SECOND - SECOND)
+    kept = [Job.objects.create(status="SUCCESSFUL", expires_at=now() + HOUR), Job.objects.create()]
+    assert [Job.objects.all().delete_expired(2) for _ in range(4)] == [2, 2, 1, 0]
+    assert set(Job.objects.all()) == set(kept)
+
+
+# -- enqueue ---------------------------------------------------------------------------------------------------------
+
+
+def test_enqueue_writes_what_it_is_given() -> None:
+    job = enqueue(
+        functions.add, 1, b=2, _queue="q", _priority=3, _timeout=dt.timedelta(minutes=1), _max_attempts=4, _meta={"a": 1},
+        _key="k", _result_ttl=5, _failure_ttl=6, _backoff=[1],
+    )  # fmt: skip
+    assert job is not None
+    stored = Job.objects.get(pk=job.pk)
+    assert (stored.function, stored.args, stored.kwargs, stored.queue) == ("tests.functions.add", [1], {"b": 2}, "q")
+    assert (stored.priority, stored.timeout, stored.max_attempts, stored.meta) == (3, 60, 4, {"a": 1})
+    assert (stored.key, stored.result_ttl, stored.failure_ttl, stored.kind) == ("k", 5, 6, "adhoc")
+
+
+def test_a_key_that_exists_is_silently_dropped() -> None:
+    assert enqueue(functions.noop, _key="once") is not None
+    assert enqueue(functions.noop, _key="once") is None
+    assert Job.objects.count() == 1
+
+
+def test_enqueue_is_part_of_the_callers_transaction() -> None:
+    with transaction.atomic():
+        enqueue(functions.noop)
+        enqueue(functions.noop, _key="k")
+        assert enqueue(functions.noop, _key="k") is None
+        assert Job.objects.count() == 2  # the repeated key broke nothing
+        transaction.set_rollback(True)
+    assert not Job.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"_delay": 1, "_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}, ValueError, "only one of _delay and _at"),
+        ({"_delay": -1}, ValueError, "_delay .* got -1"),
+        ({"_at": "soon"}, TypeError, "_at must be a datetime"),
+        ({"_key": "x" * 256}, ValueError, "_key must have 1 to 255"),
+        ({"_nope": 1}, TypeError, "'_nope' is not an option"),
+        ({"a": object()}, TypeError, "kwargs must be JSON"),
+        ({"a": float("inf")}, ValueError, "kwargs must be JSON"),
+        ({"b": 1}, TypeError, "must fit"),
+    ],
+)
+def test_enqueue_refuses(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        enqueue(functions.add, **options)
+    assert not Job.objects.exists()
+
+
+def test_aenqueue() -> None:
+    from asgiref.sync import async_to_sync
+
+    assert async_to_sync(aenqueue)("tests.functions.add", 1, _queue="q") is not None
+    assert Job.objects.get().queue == "q"
+
+
+def test_a_deleted_schedules_running_job_still_finishes() -> None:
+    row = make("tests.functions.wait_for_gate", _name="gone")
+    job = Job.objects.create(schedule=row, schedule_name=row.name, function=row.function)
+    worker = Worker(burst=True, concurrency=1)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    thread.start()
+    wait_until(lambda: Job.objects.filter(status="RUNNING").exists())
+    Schedule.objects.all().delete()
+    functions.gate.set()
+    thread.join(20)
+    job.refresh_from_db()
+    assert (job.status, job.result) == ("SUCCESSFUL", "through")
+
+
+def test_a_log_line_says_what_happened_not_where_a_traceback_ends(caplog: pytest.LogCaptureFixture) -> None:
+    run("tests.functions.fail_with_notes")
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("job_failed")]
+    assert 'error="ValueError: the first line"' in line
+    assert "attempt=1" in line
