@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models, transaction
-from django.db.models import F, Q, Value
+from django.db.models import Case, F, Q, Value, When
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Coalesce, Least, Now
+from django.db.models.functions import Coalesce, Greatest, Least, Now
 from django.db.models.lookups import LessThanOrEqual
 from django.utils.translation import gettext_lazy as _
 
@@ -49,6 +50,13 @@ def atomic(using: str | None) -> Iterator[None]:
             with transaction.get_connection(using).cursor() as cursor:
                 cursor.execute("SELECT set_config('pgwerk.notify', 'off', true)")
         yield
+
+
+def wake_workers(using: str | None) -> None:
+    """Have workers that LISTEN look at once: for what changes without an insert, whose trigger does this itself."""
+    if conf.current().NOTIFY:
+        with transaction.get_connection(using).cursor() as cursor:
+            cursor.execute("SELECT pg_notify('pgwerk_jobs', '')")
 
 
 def database_now(using: str | None) -> datetime:
@@ -428,7 +436,70 @@ def recurrence_of(row: Any) -> Recurrence:
     return Window(recurrence, starts_at, row.ends_at)
 
 
+_KEEP_ERROR = (
+    "CASE WHEN error <> '' THEN errors || jsonb_build_object('attempt', attempt, 'at', finished_at, 'error', error)"
+    " ELSE errors END"
+)
+
+
 class JobQuerySet(models.QuerySet["Job"]):
+    def cancel(self, *, by: str = "", reason: str = "", force: bool = False) -> int:
+        """Cancel what waits, and ask what runs to stop: `current_job().cancelled` says so to its function.
+
+        With `force` it is stopped: at once where Python can raise in it, else by the end of the process that runs it.
+        How many there were of either.
+        """
+        why = ": ".join(filter(None, [f"cancelled by {by}" if by else "cancelled", reason]))
+        waits = Q(status=Status.READY)
+        with atomic(self.db):
+            keys = self._change(
+                Q(status__in=[Status.READY, Status.RUNNING]),
+                status=Case(When(waits, then=Value(Status.CANCELLED)), default=F("status")),
+                reason=why,
+                finished_at=Case(When(waits, then=Now()), default=F("finished_at")),
+                expires_at=Case(
+                    When(waits, then=expiry("failure_ttl", conf.current().FAILURE_TTL)), default=F("expires_at")
+                ),
+                cancel_requested_at=Coalesce("cancel_requested_at", Now()),
+                cancel_forced=Value(True) if force else F("cancel_forced"),
+            )
+            if keys:
+                signals.send(signals.jobs_cancelled, using=self.db, jobs=keys, by=by, reason=reason, force=force)
+        return len(keys)
+
+    def retry(self, *, by: str = "") -> int:
+        """Have failed and cancelled jobs run again, now, with one attempt more at least. How many there were."""
+        with atomic(self.db):
+            keys = self._change(
+                Q(status__in=[Status.FAILED, Status.CANCELLED]),
+                status=Status.READY,
+                reason=f"retried by {by}" if by else "",
+                run_at=Now(),
+                max_attempts=Greatest("max_attempts", F("attempt") + 1),
+                errors=RawSQL(_KEEP_ERROR, (), models.JSONField()),  # noqa: S611  no parameters
+                error="",
+                started_at=None,
+                finished_at=None,
+                expires_at=None,
+                worker=None,
+                progress=None,
+                cancel_requested_at=None,
+                cancel_forced=False,
+            )
+            if keys:
+                signals.send(signals.jobs_retried, using=self.db, jobs=keys, by=by)
+        return len(keys)
+
+    def _change(self, condition: Q, **columns: Any) -> list[str]:
+        """Change those of these jobs that `condition` still holds for, under lock, and wake the workers. Their keys."""
+        everything = JobQuerySet(self.model, using=self.db)
+        asked = everything.filter(condition, pk__in=self.values("pk")).order_by("pk")
+        locked = dict(asked.select_for_update(no_key=True).values_list("pk", "key"))
+        if locked:
+            everything.filter(pk__in=list(locked)).update(**columns)
+            wake_workers(self.db)
+        return list(locked.values())
+
     def open(self) -> Self:
         """Not finished. The values are in the text: only so can any plan use `pgwerk_open`, which says the same."""
         still = RawSQL("(status IN ('READY', 'RUNNING'))", (), models.BooleanField())
@@ -514,6 +585,7 @@ class Job(models.Model):
     errors = models.JSONField(_("errors of earlier attempts"), default=list, db_default=Value([], models.JSONField()))
     progress = models.JSONField(_("progress"), null=True, blank=True)
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
+    cancel_forced = models.BooleanField(_("cancel forced"), default=False, db_default=False)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
 
     objects = JobQuerySet.as_manager()
@@ -538,6 +610,89 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+    def cancel(self, *, by: str = "", reason: str = "", force: bool = False) -> bool:
+        """Cancel it, or ask it to stop if it runs (`force`: stop it). Whether it was waiting or running."""
+        return self._row().cancel(by=by, reason=reason, force=force) > 0
+
+    def retry(self, *, by: str = "") -> bool:
+        """Have it run again, now. Whether it had failed or was cancelled."""
+        return self._row().retry(by=by) > 0
+
+    async def acancel(self, *, by: str = "", reason: str = "", force: bool = False) -> bool:
+        return await sync_to_async(self.cancel)(by=by, reason=reason, force=force)
+
+    async def aretry(self, *, by: str = "") -> bool:
+        return await sync_to_async(self.retry)(by=by)
+
+    def _row(self) -> JobQuerySet:
+        return Job.objects.using(self._state.db).filter(pk=self.pk)
+
+
+class QueueQuerySet(models.QuerySet["Queue"]):
+    def discover(self) -> None:
+        """Have a row for each queue in which jobs wait, so that people see it. Led from name to name by the claim index."""
+        with transaction.get_connection(self.db).cursor() as cursor:
+            cursor.execute(
+                """
+                WITH RECURSIVE found (name) AS (
+                    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' ORDER BY queue LIMIT 1)
+                    UNION ALL
+                    SELECT (
+                        SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND queue > found.name ORDER BY queue LIMIT 1
+                    ) FROM found WHERE found.name IS NOT NULL
+                )
+                INSERT INTO _pgwerk_queues (name)
+                SELECT name FROM found
+                WHERE name IS NOT NULL AND NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = found.name)
+                ON CONFLICT DO NOTHING
+                """
+            )
+
+    def pause(self, *, by: str = "", reason: str = "") -> int:
+        """Let no more of their jobs start; what runs goes on. One that is paused keeps its own pause."""
+        return self._tell(
+            signals.queues_paused,
+            Q(paused=False),
+            {"paused": True, "paused_at": Now(), "paused_by": by, "pause_reason": reason},
+            by=by,
+            reason=reason,
+        )
+
+    def resume(self, *, by: str = "") -> int:
+        return self._tell(signals.queues_resumed, Q(paused=True), UNPAUSED, by=by)
+
+    def _tell(self, signal: Any, condition: Q, columns: dict[str, Any], **event: str) -> int:
+        with atomic(self.db):
+            asked = self.filter(condition).order_by("name").select_for_update(no_key=True)
+            locked = dict(asked.values_list("pk", "name"))
+            if locked:
+                QueueQuerySet(self.model, using=self.db).filter(pk__in=list(locked)).update(**columns)
+                wake_workers(self.db)
+                signals.send(signal, using=self.db, names=list(locked.values()), **event)
+        return len(locked)
+
+
+class Queue(models.Model):
+    """What an operator says of a queue. A queue needs no row to be served; one without is not paused."""
+
+    name = models.CharField(_("name"), max_length=100, validators=[no_control_characters])
+    paused = models.BooleanField(_("paused"), default=False, db_default=False, editable=False)
+    paused_at = models.DateTimeField(_("paused at"), null=True, editable=False)
+    paused_by = models.CharField(_("paused by"), max_length=200, default="", db_default="", editable=False)
+    pause_reason = models.TextField(_("pause reason"), default="", db_default="", editable=False)
+
+    objects = QueueQuerySet.as_manager()
+
+    class Meta:
+        db_table = "_pgwerk_queues"
+        verbose_name = _("queue")
+        verbose_name_plural = _("queues")
+        constraints = [models.UniqueConstraint(fields=["name"], name="pgwerk_queue_name")]
+        permissions = [("pause_queue", _("Can pause and resume queues"))]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class ProcessQuerySet(models.QuerySet["Process"]):

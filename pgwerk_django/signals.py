@@ -28,6 +28,10 @@ schedules_orphaned = Signal()  # names, on_unregistered: code declares them no l
 job_started = Signal()  # job
 job_finished = Signal()  # job, attempt, seconds: how long it ran
 job_failed = Signal()  # job, attempt, seconds, error: in one line, retry_in: seconds (None: no attempt is left)
+jobs_cancelled = Signal()  # jobs: keys, by, reason, force: what waited is, what runs was asked (force: told) to stop
+jobs_retried = Signal()  # jobs: keys, by
+queues_paused = Signal()  # names, by, reason
+queues_resumed = Signal()  # names, by
 lease_lost = Signal()  # job_id
 jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not finish
 jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanished
@@ -52,6 +56,10 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     job_started: ("job_started", logging.DEBUG),
     job_finished: ("job_finished", logging.INFO),
     job_failed: ("job_failed", logging.WARNING),
+    jobs_cancelled: ("jobs_cancelled", logging.INFO),
+    jobs_retried: ("jobs_retried", logging.INFO),
+    queues_paused: ("queues_paused", logging.INFO),
+    queues_resumed: ("queues_resumed", logging.INFO),
     lease_lost: ("lease_lost", logging.WARNING),
     jobs_handed_back: ("jobs_handed_back", logging.WARNING),
     jobs_recovered: ("jobs_recovered", logging.WARNING),

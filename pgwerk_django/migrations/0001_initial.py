@@ -166,6 +166,48 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="Queue",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "name",
+                    models.CharField(
+                        max_length=100,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "[\\x01-\\x1f\\x7f\\u0080-\\u009f]",
+                                "A name may not contain control characters.",
+                                inverse_match=True,
+                            )
+                        ],
+                        verbose_name="name",
+                    ),
+                ),
+                (
+                    "paused",
+                    models.BooleanField(db_default=False, default=False, editable=False, verbose_name="paused"),
+                ),
+                ("paused_at", models.DateTimeField(editable=False, null=True, verbose_name="paused at")),
+                (
+                    "paused_by",
+                    models.CharField(
+                        db_default="", default="", editable=False, max_length=200, verbose_name="paused by"
+                    ),
+                ),
+                (
+                    "pause_reason",
+                    models.TextField(db_default="", default="", editable=False, verbose_name="pause reason"),
+                ),
+            ],
+            options={
+                "verbose_name": "queue",
+                "verbose_name_plural": "queues",
+                "db_table": "_pgwerk_queues",
+                "permissions": [("pause_queue", "Can pause and resume queues")],
+                "constraints": [models.UniqueConstraint(fields=("name",), name="pgwerk_queue_name")],
+            },
+        ),
+        migrations.CreateModel(
             name="Schedule",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
@@ -599,6 +641,10 @@ class Migration(migrations.Migration):
                 (
                     "cancel_requested_at",
                     models.DateTimeField(blank=True, null=True, verbose_name="cancel requested at"),
+                ),
+                (
+                    "cancel_forced",
+                    models.BooleanField(db_default=False, default=False, verbose_name="cancel forced"),
                 ),
                 ("expires_at", models.DateTimeField(blank=True, null=True, verbose_name="expires at")),
                 (
