@@ -568,6 +568,7 @@ class Job(models.Model):
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
+    prefetched = models.BooleanField(_("prefetched"), default=False, db_default=False)  # claimed, and not yet started
     worker = models.ForeignKey(
         "Process",
         models.DO_NOTHING,

@@ -57,7 +57,7 @@ def test_another_isolation_level(settings: Any, monkeypatch: pytest.MonkeyPatch)
     [
         ("nomodule.func", "cannot be imported"),
         ("tests.functions.gone", "cannot be imported"),
-        ("tests.functions.calls", "is not a function"),
+        ("tests.functions.not_a_function", "is not a function"),
     ],
 )
 def test_a_function_that_cannot_be_imported_back(path: str, said: str) -> None:
