@@ -93,6 +93,7 @@ async def async_together(number: int) -> None:
 def wait_for_gate() -> str:
     write("waiting", os.getpid())
     gate.wait()
+    write("leaving")
     return "through"
 
 
