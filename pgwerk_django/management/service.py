@@ -1,6 +1,7 @@
 """What our commands share: signals that stop them, log lines, and one clear line where `migrate` was forgotten."""
 
 import contextlib
+import datetime as dt
 import getpass
 import logging
 import os
@@ -31,6 +32,10 @@ class PgwerkCommand(BaseCommand):
             if isinstance(error.__cause__, psycopg.errors.UndefinedTable) and "_pgwerk_" in str(error):
                 raise CommandError("the tables are missing: run 'manage.py migrate' first") from error
             raise
+
+
+def text_of(instant: dt.datetime | None = None) -> str:
+    return "-" if instant is None else instant.astimezone(dt.UTC).isoformat(timespec="seconds")
 
 
 def whoami() -> str:
