@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from pgwerk_django.execution import Outcome
     from pgwerk_django.jobs import CurrentJob
+    from pgwerk_django.models import Job
 
 PR_SET_PDEATHSIG = 1
 
@@ -116,17 +117,21 @@ class Jobs:
             self._run(*self._todo.get())
 
     def _run(self, key: Any, row: Any) -> None:
+        from django.utils.functional import SimpleLazyObject
+
         from pgwerk_django import claims, execution, jobs
 
+        # Most functions ask nothing of their job: it is made for those that do.
         job = jobs.CurrentJob(
-            claims.job_of(row, self._using), report=lambda progress: self._send("progress", key, progress)
+            cast("Job", SimpleLazyObject(lambda: claims.job_of(row, self._using))),
+            report=lambda progress: self._send("progress", key, progress),
         )
         running = Running(job)
         with self._lock:
             self._running[key] = running
         outcome = None
         try:
-            outcome = self._outcome(key, running)
+            outcome = self._outcome(key, row, running)
             running.over()
         except _Stopped as stopped:  # just as the function had returned; it comes once at most
             running.over()
@@ -134,19 +139,22 @@ class Jobs:
         if outcome is not None:
             self._done(key, outcome)
 
-    def _outcome(self, key: Any, running: "Running") -> "Outcome | None":
+    def _outcome(self, key: Any, row: Any, running: "Running") -> "Outcome | None":
         """None: it goes on, on the event loop."""
-        from pgwerk_django import execution
+        from pgwerk_django import claims, execution
         from pgwerk_django.targets.worker import load
 
         job = running.job
         try:
-            func = load(job.function)
+            function, args, kwargs = claims.call_of(row)
+            func = load(function)
         except BaseException as error:  # noqa: BLE001  # a module may raise what it likes, SystemExit too
             return execution.Outcome.failure(job.row, error)
         if not execution.is_async(func):
-            return execution.run(job, func)
-        running.go_async(self._event_loop(), execution.arun(job, func), lambda outcome: self._done(key, outcome))
+            return execution.run(job, func, args, kwargs)
+        running.go_async(
+            self._event_loop(), execution.arun(job, func, args, kwargs), lambda outcome: self._done(key, outcome)
+        )
         return None
 
     def _done(self, key: Any, outcome: "Outcome") -> None:

@@ -19,11 +19,13 @@ from typing import Any
 from django.conf import ENVIRONMENT_VARIABLE
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.utils.functional import SimpleLazyObject
 
-from pgwerk_django.claims import Claim, job_of
+from pgwerk_django.claims import FIELDS, Claim, job_of
 from pgwerk_django.exceptions import PgwerkError
 from pgwerk_django.models import Job
 
+_KEY = FIELDS.index("key")
 PROGRAM = Path(__file__).with_name("child.py")
 LARGEST_MESSAGE = 50  # jobs
 SLOWEST_START = 30.0  # seconds between two, when they die before they are up
@@ -43,7 +45,7 @@ class Held:
     given: float | None = None  # to the child
     started: float | None = None  # there, as far as can be told from here: jobs start in the order they were given
     begun: bool = False  # which its row says
-    told: bool = False  # `job_started` was sent
+    start_told: bool = False  # `job_started` was sent
     lost: bool = False
     asked: bool = False  # to stop, by `current_job().cancelled`
     stopping: PgwerkError | None = None  # why it was stopped
@@ -56,9 +58,30 @@ class Held:
             self._job = job_of(self.row, self.using)
         return self._job
 
+    def told(self, **changes: Any) -> "ToldJob":
+        """The job for whoever is told of it, with these columns as they are by now."""
+        return ToldJob(self, changes)
+
     @property
     def deadline(self) -> float | None:
         return None if self.timeout is None or self.started is None else self.started + self.timeout
+
+
+class ToldJob(SimpleLazyObject):  # type: ignore[type-arg]  # at run time it takes none
+    """A `Job` that is only made for who wants more of it than its key: of thousands a second, most are just logged."""
+
+    def __init__(self, held: Held, changes: dict[str, Any]) -> None:
+        def make() -> Job:
+            job = job_of(held.row, held.using)
+            for name, value in changes.items():
+                setattr(job, name, value)
+            return job
+
+        super().__init__(make)
+        self.__dict__["_key"] = held.row[_KEY]
+
+    def __str__(self) -> str:
+        return str(self.__dict__["_key"])
 
 
 class Child:

@@ -5,15 +5,18 @@ statements touch it. A job that is RUNNING and `prefetched` waits in its worker'
 """
 
 import datetime as dt
+import json
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
+from django.dispatch import Signal
 from psycopg.types.datetime import TimestamptzLoader
 
 from pgwerk_django import conf, signals
+from pgwerk_django.arrays import array
 from pgwerk_django.execution import Outcome
 from pgwerk_django.models import Job, Status
 
@@ -27,6 +30,10 @@ MOST_FALSE_STARTS = 10
 FIELDS = [field.attname for field in Job._meta.concrete_fields]
 _COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
 _JSON = [i for i, field in enumerate(Job._meta.concrete_fields) if field.get_internal_type() == "JSONField"]
+
+WAITING = "status = 'READY' AND run_at <= statement_timestamp() AND target = 'worker'"
+FIRST = "ORDER BY priority DESC, run_at"
+_FUNCTION, _ARGS, _KWARGS = map(FIELDS.index, ("function", "args", "kwargs"))
 
 # Queue by queue, so that each claim is one walk along the index `pgwerk_claim`; statuses are literals for its sake.
 _CLAIM = f"""
@@ -44,8 +51,8 @@ WITH RECURSIVE all_queues (name) AS (
     SELECT waiting.id, row_number() OVER (ORDER BY place, priority DESC, run_at) AS nth
     FROM queues CROSS JOIN LATERAL (
         SELECT id, priority, run_at FROM _pgwerk_jobs
-        WHERE queue = queues.name AND status = 'READY' AND run_at <= statement_timestamp() AND target = 'worker'
-        ORDER BY priority DESC, run_at LIMIT %(limit)s
+        WHERE queue = queues.name AND {WAITING}
+        {FIRST} LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
     ) waiting
     ORDER BY place, priority DESC, run_at LIMIT %(limit)s
@@ -162,6 +169,11 @@ def job_of(row: Sequence[Any], using: str) -> Job:
     return Job.from_db(using, FIELDS, values)
 
 
+def call_of(row: Sequence[Any]) -> tuple[str, list[Any], dict[str, Any]]:
+    """What a claimed row calls: the function's path, positional and keyword arguments."""
+    return row[_FUNCTION], json.loads(row[_ARGS]), json.loads(row[_KWARGS])
+
+
 class Claims:
     """The statements of one worker, known by the `id` and `name` of its process row. Each gives back what it still held."""
 
@@ -179,28 +191,26 @@ class Claims:
         with transaction.get_connection(self._using).cursor() as cursor:
             # Django's loader is written in Python, and a tenth as fast as psycopg's own.
             cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-            cursor.execute(
-                _CLAIM,
-                {
-                    "every": not queues,
-                    "queues": list(queues),
-                    "limit": limit,
-                    "lease": self._lease,
-                    "worker": self._worker_id,
-                    "worker_name": self._worker_name,
-                },
-            )
+            parameters = {
+                "every": not queues,
+                "queues": list(queues),
+                "limit": limit,
+                "lease": self._lease,
+                "worker": self._worker_id,
+                "worker_name": self._worker_name,
+            }
+            cursor.execute(*self._sent(_CLAIM, parameters))
             return [row[1:] for row in cursor.fetchall()]
 
     def begin(self, ages: Mapping[Claim, float]) -> set[uuid.UUID]:
         """Write when they started: so many seconds ago."""
-        return {row[0] for row in self._guarded(_BEGIN, ages, agos=list(ages.values()))}
+        return {row[0] for row in self._guarded(_BEGIN, ages, agos=array(list(ages.values())))}
 
     def renew(self, held: Iterable[Claim]) -> set[uuid.UUID]:
         return {row[0] for row in self._guarded(_RENEW, held, lease=self._lease)}
 
     def progress(self, said: Mapping[Claim, str]) -> set[uuid.UUID]:
-        return {row[0] for row in self._guarded(_PROGRESS, said, progress=list(said.values()))}
+        return {row[0] for row in self._guarded(_PROGRESS, said, progress=array(list(said.values())))}
 
     def finish(self, outcomes: Sequence[tuple[Claim, Outcome]]) -> dict[uuid.UUID, str]:
         """Write outcomes, one commit for all: the statuses they came to. Raises `DataError` for one that cannot be stored."""
@@ -208,12 +218,12 @@ class Claims:
         rows = self._guarded(
             _FINISH,
             [claim for claim, _ in outcomes],
-            statuses=[str(outcome.status) for _, outcome in outcomes],
-            results=[outcome.result for _, outcome in outcomes],
-            errors=[outcome.error for _, outcome in outcomes],
-            delays=[outcome.delay for _, outcome in outcomes],
-            seconds=[outcome.seconds for _, outcome in outcomes],
-            agos=[time.monotonic() - outcome.ended for _, outcome in outcomes],
+            statuses=array([str(outcome.status) for _, outcome in outcomes]),
+            results=array([outcome.result for _, outcome in outcomes]),
+            errors=array([outcome.error for _, outcome in outcomes]),
+            delays=array([outcome.delay for _, outcome in outcomes]),
+            seconds=array([outcome.seconds for _, outcome in outcomes]),
+            agos=array([time.monotonic() - outcome.ended for _, outcome in outcomes]),
             result_ttl=settings.RESULT_TTL,
             failure_ttl=settings.FAILURE_TTL,
         )
@@ -230,13 +240,28 @@ class Claims:
         )
         return {(pk, claims): forced for pk, claims, forced in asked.values_list("pk", "claims", "cancel_forced")}
 
+    def _sent(self, statement: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """What goes to PostgreSQL. (In tests it takes another instant for now.)"""
+        return statement, parameters
+
     def _guarded(self, statement: str, held: Iterable[Claim], **parameters: Any) -> list[tuple[Any, ...]]:
         ids, claims = zip(*held, strict=True)
-        mine = {"ids": list(ids), "claims": list(claims), "worker": self._worker_id}
+        mine = {"ids": array(ids), "claims": array(claims), "worker": self._worker_id}
         with transaction.get_connection(self._using).cursor() as cursor:
-            cursor.execute(statement, {**mine, **parameters})
+            cursor.execute(*self._sent(statement, {**mine, **parameters}))
             rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows
+
+
+def event_of(job: Job, attempt: int, outcome: Outcome, status: str) -> tuple[Signal, dict[str, Any]]:
+    """What is told of a job that ended, once its outcome is written and it came to `status`."""
+    event: dict[str, Any] = {"job": job, "attempt": attempt, "seconds": round(outcome.seconds, 3)}
+    if status == Status.SUCCESSFUL:
+        return signals.job_finished, event
+    if status == Status.CANCELLED:
+        return signals.job_cancelled, event
+    retry_in = round(outcome.delay, 1) if status == Status.READY else None
+    return signals.job_failed, {**event, "error": outcome.summary, "retry_in": retry_in}
 
 
 def recover_lost(*, using: str) -> int:

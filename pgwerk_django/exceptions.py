@@ -33,5 +33,12 @@ class TransactionLeftOpen(PgwerkError):
         super().__init__(f"it left a transaction open, which was rolled back, on: {', '.join(map(repr, aliases))}")
 
 
+class TooManyJobs(PgwerkError):
+    """A test ran, or was about to run, more jobs than it said it would."""
+
+    def __init__(self, max_jobs: int, doing: str) -> None:
+        super().__init__(f"more than max_jobs={max_jobs} jobs: {doing}")
+
+
 class FunctionNotFound(PgwerkError):
     """A dotted path does not lead to something callable."""

@@ -1,6 +1,5 @@
 """Running one job in this process: import its function, call it, and leave Django as the next job should find it."""
 
-import asyncio
 import contextlib
 import dataclasses
 import inspect
@@ -12,13 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import close_old_connections, connections, reset_queries
+from django.db import connections
 from django.utils import timezone, translation
 
 from pgwerk_django import jobs, registry
-from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, TransactionLeftOpen
+from pgwerk_django.exceptions import JobCancelled, PgwerkError, TransactionLeftOpen
 from pgwerk_django.models import Job, Status
-from pgwerk_django.targets.worker import load
 
 LONGEST_ERROR = 50_000
 LONGEST_SUMMARY = 1000
@@ -74,23 +72,23 @@ def is_async(func: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
 
 
-def run(job: jobs.CurrentJob, func: Callable[..., Any]) -> Outcome:
+def run(job: jobs.CurrentJob, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Outcome:
     """Call a plain function in this thread."""
     try:
         with jobs.running(job), _django():
-            return Outcome.success(func(*job.args, **job.kwargs))
+            return Outcome.success(func(*args, **kwargs))
     except BaseException as error:  # noqa: BLE001  # a job that calls sys.exit() must not end its worker's thread
         return Outcome.failure(job.row, error)
 
 
-async def arun(job: jobs.CurrentJob, func: Callable[..., Any]) -> Outcome:
+async def arun(job: jobs.CurrentJob, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Outcome:
     """Call an async function on this loop. Its synchronous parts, so its database connections, get a thread of its own."""
     context = ThreadSensitiveContext()
     try:
         with jobs.running(job):
             async with context:
                 try:
-                    return Outcome.success(await func(*job.args, **job.kwargs))
+                    return Outcome.success(await func(*args, **kwargs))
                 finally:
                     if context in SyncToAsync.context_to_thread_executor:  # it has such parts
                         await sync_to_async(_leave_clean)()
@@ -98,66 +96,38 @@ async def arun(job: jobs.CurrentJob, func: Callable[..., Any]) -> Outcome:
         return Outcome.failure(job.row, error)
 
 
-def run_inline(job: Job) -> Outcome:
-    """Run a job here and now, in the caller's thread and on its connections: for tests."""
-    current = jobs.CurrentJob(job)
-    try:
-        func = load(job.function)
-    except Exception as error:  # noqa: BLE001  # whatever an import may raise
-        return Outcome.failure(job, error)
-    if not is_async(func):
-        return run(current, func)
-
-    async def within_timeout() -> Any:
-        clock = asyncio.timeout(job.timeout)
-        try:
-            async with clock:
-                return await func(*job.args, **job.kwargs)
-        except TimeoutError:
-            if clock.expired():
-                raise JobTimeout(job.timeout or 0) from None
-            raise  # its own
-
-    from asgiref.sync import async_to_sync
-
-    return run(current, lambda *args, **kwargs: async_to_sync(within_timeout)())
-
-
 @contextlib.contextmanager
 def _django() -> Iterator[None]:
     """Between two jobs on one thread: no stale connection, no open transaction, no language of the job before."""
-    close_old_connections()
-    reset_queries()
-    # A test may run jobs within its own transaction.
-    outer = {connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block}
+    for connection in connections.all(initialized_only=True):
+        connection.close_if_unusable_or_obsolete()
     try:
         yield
     except BaseException:
         with contextlib.suppress(TransactionLeftOpen):  # the job's own error says more
-            _leave_clean(outer)
+            _leave_clean()
         raise
-    _leave_clean(outer)
+    _leave_clean()
 
 
-def _leave_clean(outer: set[str] | frozenset[str] = frozenset()) -> None:
+def _leave_clean() -> None:
     """Raises `TransactionLeftOpen`, naming the databases, once what was left open is rolled back."""
     translation.deactivate()
     timezone.deactivate()
-    open_ = [
-        connection
-        for connection in connections.all(initialized_only=True)
-        if connection.alias not in outer
-        and (
-            connection.in_atomic_block
-            or not (
-                connection.connection is None or connection.autocommit or not connection.settings_dict["AUTOCOMMIT"]
-            )
-        )
-    ]
-    for connection in open_:
-        connection.close()  # which rolls back
-        del connections[connection.alias]  # and with it what Django remembers of the blocks
-    reset_queries()
-    close_old_connections()
-    if open_:
-        raise TransactionLeftOpen([connection.alias for connection in open_])
+    left_open = []
+    for connection in connections.all(initialized_only=True):
+        connection.queries_log.clear()
+        if is_left_open(connection):
+            left_open.append(connection.alias)
+            connection.close()  # which rolls back
+            del connections[connection.alias]  # and with it what Django remembers of the blocks
+        else:
+            connection.close_if_unusable_or_obsolete()
+    if left_open:
+        raise TransactionLeftOpen(left_open)
+
+
+def is_left_open(connection: Any) -> bool:
+    if connection.connection is None:
+        return False
+    return connection.in_atomic_block or (connection.settings_dict["AUTOCOMMIT"] and not connection.autocommit)

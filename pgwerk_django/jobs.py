@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import datetime as dt
 import json
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,13 +24,20 @@ _running: contextvars.ContextVar["CurrentJob | None"] = contextvars.ContextVar("
 class CurrentJob:
     """The job that runs here: what its row says (`due_at`, `attempt`, `meta`, ...), and what its function may say and ask.
 
-    `row` is the `Job` as it was claimed.
+    `row` is the `Job` as it was claimed (in a worker made when it is first asked for).
     """
 
-    def __init__(self, row: Job, report: "Callable[[dict[str, Any]], None] | None" = None) -> None:
+    def __init__(
+        self,
+        row: Job,
+        report: Callable[[dict[str, Any]], None],
+        now: dt.datetime | None = None,
+    ) -> None:
+        """A test may say at which instant it runs: what it enqueues is enqueued `now`."""
         self.row = row
-        self._report = report or self._write
-        self._cancelled = threading.Event()
+        self._now = now
+        self._report = report
+        self._cancelled = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.row, name)
@@ -58,19 +64,22 @@ class CurrentJob:
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked this job to stop. It may return what it has, or raise `exceptions.JobCancelled`."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def ask_to_stop(self) -> None:
         """The worker's side of `cancelled`."""
-        self._cancelled.set()
-
-    def _write(self, progress: dict[str, Any]) -> None:
-        Job.objects.using(self.row._state.db).filter(pk=self.row.pk).update(progress=progress)
+        self._cancelled = True
 
 
 def current_job() -> CurrentJob | None:
     """The job whose function is running here; None outside of one."""
     return _running.get()
+
+
+def _now() -> dt.datetime | None:
+    """The instant at which a test has this job run; None: PostgreSQL's now."""
+    job = _running.get()
+    return None if job is None else job._now
 
 
 @contextlib.contextmanager
@@ -111,6 +120,8 @@ def enqueue(
     if _key is not None:
         job.key = _read_key(_key, "_key")
     job.run_at = _run_at(_delay, _at)
+    if now := _now():
+        job.enqueued_at = now
     _check_calls(func, [job])
     using = conf.current().DATABASE
     try:
@@ -163,6 +174,7 @@ def enqueue_many(
         "kwargs": [json.dumps(job.kwargs) for job in jobs],
         "at": declared.instant(_at, "_at"),
         "delay": 0 if _delay is None else declared.duration(_delay, "_delay"),
+        "now": _now(),
     }
     with atomic(using):
         return list(Job.objects.using(using).raw(_INSERT_MANY, parameters))
@@ -203,11 +215,12 @@ _SHARED = (
 )  # fmt: skip
 
 _INSERT_MANY = f"""
-INSERT INTO _pgwerk_jobs (key, args, kwargs, run_at, {", ".join(_SHARED)})
-SELECT call.key, call.args::jsonb, call.kwargs::jsonb,
-    coalesce(%(at)s::timestamptz, statement_timestamp() + %(delay)s * interval '1 second'),
+INSERT INTO _pgwerk_jobs (key, args, kwargs, enqueued_at, run_at, {", ".join(_SHARED)})
+SELECT call.key, call.args::jsonb, call.kwargs::jsonb, now.now,
+    coalesce(%(at)s::timestamptz, now.now + %(delay)s * interval '1 second'),
     {", ".join(f"%({column})s" for column in _SHARED)}
-FROM unnest(%(keys)s::text[], %(args)s::text[], %(kwargs)s::text[]) WITH ORDINALITY AS call (key, args, kwargs, place)
+FROM unnest(%(keys)s::text[], %(args)s::text[], %(kwargs)s::text[]) WITH ORDINALITY AS call (key, args, kwargs, place),
+    coalesce(%(now)s::timestamptz, statement_timestamp()) AS now (now)
 ORDER BY place
 ON CONFLICT (key) DO NOTHING
 RETURNING *
@@ -270,7 +283,7 @@ def _check_one(delay: object, at: object) -> None:
 
 def _run_at(delay: object, at: object) -> Any:
     _check_one(delay, at)
+    now = _now() or Now()
     if delay is not None:
-        return Now() + dt.timedelta(seconds=declared.duration(delay, "_delay"))
-    instant = declared.instant(at, "_at")
-    return Now() if instant is None else instant
+        return now + dt.timedelta(seconds=declared.duration(delay, "_delay"))
+    return declared.instant(at, "_at") or now

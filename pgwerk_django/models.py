@@ -67,6 +67,11 @@ def database_now(using: str | None) -> datetime:
     return now.astimezone(UTC)
 
 
+def instant(now: datetime | None) -> "Now | Value":
+    """As an expression; None is PostgreSQL's now."""
+    return Now() if now is None else Value(now, models.DateTimeField())
+
+
 class UUIDv7(models.Func):
     """A time-ordered UUID made by the database: PostgreSQL has its own `uuidv7()` only from 18 on."""
 
@@ -130,9 +135,9 @@ MAY_RUN = Q(paused=False) | Q(triggered_at__isnull=False)
 
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
-    def due(self) -> Self:
-        """What is due by PostgreSQL's clock. Filter by nothing else, or the index cannot lead to it."""
-        return self.filter(MAY_RUN, LessThanOrEqual(due_at(), Now()))
+    def due(self, now: datetime | None = None) -> Self:
+        """What is due by PostgreSQL's clock (in tests, at `now`). Filter by nothing else, or the index cannot lead to it."""
+        return self.filter(MAY_RUN, LessThanOrEqual(due_at(), instant(now)))
 
     def next_due(self) -> tuple[datetime | None, datetime]:
         """When the first that `claim` takes will be due (None: never), and PostgreSQL's now: one statement, led by the index."""

@@ -133,8 +133,12 @@ def send_listen_failed(error: Exception) -> None:
 
 def _text(value: object) -> str:
     """One word a log reader can split on: quoted when it is not, so that no value can forge a line."""
-    text = _listed(value) if isinstance(value, list) else str(value)
+    text = _listed(value) if type(value) is list else str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _is_empty(value: object) -> bool:
+    return type(value) in (list, str) and not value  # `isinstance` would have a lazy job made
 
 
 def _listed(values: list[object]) -> str:
@@ -146,7 +150,7 @@ def log_line(signal: Signal, **event: Any) -> None:
     name, level = _LEVELS[signal]
     if logger.isEnabledFor(level):
         event.pop("sender", None)
-        words = (f"{key}={_text(value)}" for key, value in event.items() if value not in ([], ""))
+        words = (f"{key}={_text(value)}" for key, value in event.items() if not _is_empty(value))
         logger.log(level, "%s", " ".join([name, *words]))
 
 

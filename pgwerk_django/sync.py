@@ -55,25 +55,33 @@ def difference(registry: Registry, *, on_unregistered: str, using: str) -> Diffe
 
 
 def synchronise(
-    registry: Registry, *, on_unregistered: str, using: str, lock_timeout: dt.timedelta | None = None
+    registry: Registry,
+    *,
+    on_unregistered: str,
+    using: str,
+    lock_timeout: dt.timedelta | None = None,
+    now: dt.datetime | None = None,
 ) -> Difference:
     """Make the rows that code declares equal to what it says, in one transaction; what it changed is given back.
 
     Many hosts may do so at once: they queue at an advisory lock that lives as long as the transaction, and write in name
     order. Only rows that change are locked. A row made in the admin or through the API under a name that code declares is
-    code's from then on. Waits for others' locks at most `lock_timeout` (None: as the database is set up).
+    code's from then on. Waits for others' locks at most `lock_timeout` (None: as the database is set up). Plans from
+    PostgreSQL's now (in tests, from `now`).
     """
     for _ in range(MOST_DEADLOCKS):
         try:
-            return _synchronise(registry, on_unregistered, using, lock_timeout)
+            return _synchronise(registry, on_unregistered, using, lock_timeout, now)
         except OperationalError as error:
             # With somebody's UPDATE of many rows in another order than ours; what we did was rolled back.
             if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
                 raise
-    return _synchronise(registry, on_unregistered, using, lock_timeout)
+    return _synchronise(registry, on_unregistered, using, lock_timeout, now)
 
 
-def _synchronise(registry: Registry, on_unregistered: str, using: str, lock_timeout: dt.timedelta | None) -> Difference:
+def _synchronise(
+    registry: Registry, on_unregistered: str, using: str, lock_timeout: dt.timedelta | None, now: dt.datetime | None
+) -> Difference:
     with atomic(using):
         with transaction.get_connection(using).cursor() as cursor:
             if lock_timeout is not None:
@@ -81,7 +89,7 @@ def _synchronise(registry: Registry, on_unregistered: str, using: str, lock_time
                 cursor.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
             cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", ADVISORY_LOCK)
         found = difference(registry, on_unregistered=on_unregistered, using=using)
-        now = database_now(using)
+        now = now or database_now(using)
         new = set(found.inserted)
         _insert([d for d in registry if d.name in new], now=now, using=using)
         _update([d for d in registry if d.name in found.updated], now=now, using=using)

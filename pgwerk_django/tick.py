@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django.db import DatabaseError, transaction
-from django.db.models.functions import Now
 from psycopg.types.datetime import TimestamptzLoader
 
 from pgwerk_django import conf, policies, signals
-from pgwerk_django.models import Schedule, atomic, recurrence_of
+from pgwerk_django.arrays import array
+from pgwerk_django.models import Schedule, atomic, instant, recurrence_of
 
 # All a tick reads of a schedule: the payload never leaves PostgreSQL.
 _READ = (
@@ -56,8 +56,8 @@ class Outcome(NamedTuple):
         return Outcome(*(mine + others for mine, others in zip(self, other, strict=True)))
 
 
-def tick(*, using: str, batch_size: int | None = None) -> int:
-    """Handle up to `batch_size` due schedules in one transaction; how many that were.
+def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None = None) -> int:
+    """Handle up to `batch_size` schedules due by PostgreSQL's clock (in tests, at `now`) in one transaction; how many that were.
 
     Two halves of a schedule are due apart: a trigger makes one job beside the cadence, and the recurrence goes as it
     would have gone without it.
@@ -65,7 +65,7 @@ def tick(*, using: str, batch_size: int | None = None) -> int:
     settings = conf.current()
     started = time.perf_counter()
     with atomic(using):
-        rows = _claim(batch_size or settings.BATCH_SIZE, using=using)
+        rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now)
         if not rows:
             return 0
         # In UTC, whatever the connection's zone: sums of instants in any other go by the clock on the wall.
@@ -87,15 +87,15 @@ def tick(*, using: str, batch_size: int | None = None) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _claim_query(limit: int, using: str) -> tuple[str, tuple[Any, ...]]:
+def _claim_query(limit: int, using: str, now: dt.datetime | None) -> tuple[str, tuple[Any, ...]]:
     """The ORM's own text, which is always the same: to make it takes a millisecond."""
-    due = Schedule.objects.using(using).due().annotate(now=Now()).claim(limit)
+    due = Schedule.objects.using(using).due(now).annotate(now=instant(now)).claim(limit)
     statement, parameters = due.values_list(*_READ).query.get_compiler(using).as_sql()
     return statement, tuple(parameters)
 
 
-def _claim(limit: int, *, using: str) -> list[Any]:
-    statement, parameters = _claim_query(limit, using)
+def _claim(limit: int, *, using: str, now: dt.datetime | None) -> list[Any]:
+    statement, parameters = _claim_query(limit, using, now)
     with transaction.get_connection(using).cursor() as cursor:
         # Django's loader is written in Python and takes 7 ms for a thousand rows; psycopg's own, in C, less than one.
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
@@ -280,17 +280,17 @@ def _is_a_row_to_blame(error: DatabaseError) -> bool:
 def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
     due = [row for each in plans for row in _due_rows(each)]
     parameters = {
-        "pks": _array([each.pk for each in plans]),
-        "next_run_ats": _array([each.next_run_at for each in plans], usual=None),
-        "newests": _array([each.newest for each in plans], usual=None),
-        "recurs": _array([each.recurs for each in plans], usual=True),
-        "triggered": _array([each.triggered_at is not None for each in plans], usual=False),
-        "errors": _array([each.error for each in plans], usual=""),
-        "due_pks": _array([row[0] for row in due]),
-        "due_ats": _array([row[1] for row in due]),
-        "dropped_untils": _array([row[2] for row in due], usual=None),
-        "kinds": _array([row[3] for row in due], usual="scheduled"),
-        "nths": _array([row[4] for row in due], usual=1),
+        "pks": array([each.pk for each in plans]),
+        "next_run_ats": array([each.next_run_at for each in plans], usual=None),
+        "newests": array([each.newest for each in plans], usual=None),
+        "recurs": array([each.recurs for each in plans], usual=True),
+        "triggered": array([each.triggered_at is not None for each in plans], usual=False),
+        "errors": array([each.error for each in plans], usual=""),
+        "due_pks": array([row[0] for row in due]),
+        "due_ats": array([row[1] for row in due]),
+        "dropped_untils": array([row[2] for row in due], usual=None),
+        "kinds": array([row[3] for row in due], usual="scheduled"),
+        "nths": array([row[4] for row in due], usual=1),
         "now": now,
         "result_ttl": conf.current().RESULT_TTL,
     }
@@ -300,27 +300,6 @@ def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
     for key in repeated:
         signals.send(signals.due_time_repeated, using=using, key=key)
     return Outcome(jobs, skipped)
-
-
-_UNUSUAL = object()
-
-
-def _array(values: Sequence[object], *, usual: object = _UNUSUAL) -> str:
-    """A PostgreSQL array as text: psycopg takes three times as long to write a list, as it does so in Python.
-
-    Empty when it would hold nothing but the `usual` value, which the statement puts back.
-    """
-    if all(value == usual for value in values):
-        return "{}"
-    return "{" + ",".join(map(_element, values)) + "}"
-
-
-def _element(value: object) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return str(value)  # a number, a boolean, an instant: nothing in them needs quotes
 
 
 def _due_rows(planned: Plan) -> Iterator[tuple[int, dt.datetime, dt.datetime | None, str, int]]:

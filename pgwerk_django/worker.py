@@ -14,7 +14,7 @@ from django.dispatch import Signal
 import pgwerk_django
 from pgwerk_django import conf, signals
 from pgwerk_django.children import Child, Children, Held
-from pgwerk_django.claims import FIELDS, Claim, Claims, recover_lost
+from pgwerk_django.claims import FIELDS, Claim, Claims, event_of, recover_lost
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
 from pgwerk_django.execution import Outcome
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
@@ -24,9 +24,9 @@ from pgwerk_django.models import HEARTBEAT, Process, Status
 # Seconds. Under load outcomes are written, and jobs claimed, at most so often: more at once cost less each.
 LINGER = 0.005
 AHEAD = 0.1  # as much work is claimed ahead of who is free to do it, going by how long jobs have run so far,
-MOST_AHEAD = 200  # jobs at most;
+MOST_AHEAD = 500  # jobs at most;
 LONGEST_AHEAD = 1.0  # and what waited longer for its turn is for others to run.
-AT_HAND, MOST_AT_HAND = 0.002, 10  # as much work, and jobs at most, a process has before it beyond what it runs;
+AT_HAND, MOST_AT_HAND = 0.002, 20  # as much work, and jobs at most, a process has before it beyond what it runs;
 LONGEST_AT_HAND = 0.1  # it gives back what it has not started by then
 BEGIN_AFTER = 0.01  # before that, a job's start is written with its end
 PROGRESS_EVERY = 0.5
@@ -35,7 +35,7 @@ CLEAN_MORE = 1.0  # to the next batch of expired jobs, when there are more
 AWAY = 0.5  # between two tries to say the last things to a database that is away
 TELLS_WITHIN = 10.0  # receivers of signals, once all is done
 
-_ID, _CLAIMS, _TIMEOUT = (FIELDS.index(name) for name in ("id", "claims", "timeout"))
+_ID, _CLAIMS, _ATTEMPT, _TIMEOUT = map(FIELDS.index, ("id", "claims", "attempt", "timeout"))
 
 
 class Worker:
@@ -74,7 +74,7 @@ class Worker:
         self._held: dict[Claim, Held] = {}
         self._outcomes: list[tuple[Held, Outcome]] = []
         self._progress: dict[Claim, str] = {}
-        self._usual = AHEAD * MOST_AHEAD  # seconds that a job has run of late
+        self._usual = float("inf")  # seconds that a job has run of late
         self._lease = conf.current().LEASE
         self._wrote = self._found_none = float("-inf")
         self._claims_soon = False
@@ -235,7 +235,8 @@ class Worker:
         held = self._held.pop(key, None)
         if held is None or held.lost:
             return
-        self._usual += (outcome.seconds - self._usual) / 10
+        known = self._usual < float("inf")
+        self._usual = self._usual + (outcome.seconds - self._usual) / 10 if known else outcome.seconds
         if held.stopping is not None and outcome.status != Status.SUCCESSFUL:
             # Whatever it made of being stopped.
             outcome = self._failure(held, held.stopping)
@@ -401,7 +402,7 @@ class Worker:
         returned = self._claims.hand_back(held.key for held in mine)
         for held in mine:
             del self._held[held.key]
-        started = [held.job.key for held in mine if held.started is not None and held.key[0] in returned]
+        started = [str(held.told()) for held in mine if held.started is not None and held.key[0] in returned]
         if started:
             self._tell(signals.jobs_handed_back, jobs=started)
 
@@ -436,22 +437,15 @@ class Worker:
         self._teller.send(signal, **event)
 
     def _tell_start(self, held: Held) -> None:
-        if not held.told:
-            held.told = True
-            self._tell(signals.job_started, job=held.job)
+        if not held.start_told:
+            held.start_told = True
+            self._tell(signals.job_started, job=held.told())
 
     def _tell_outcome(self, held: Held, outcome: Outcome, status: str | None) -> None:
         if status is None:
             self._tell(signals.lease_lost, job_id=held.key[0])
             return
         self._tell_start(held)
-        job = held.job
-        job.status, job.error = status, outcome.error
-        told = {"job": job, "attempt": job.attempt, "seconds": round(outcome.seconds, 3)}
-        if status == Status.SUCCESSFUL:
-            self._tell(signals.job_finished, **told)
-        elif status == Status.CANCELLED:
-            self._tell(signals.job_cancelled, **told)
-        else:
-            retry_in = round(outcome.delay, 1) if status == Status.READY else None
-            self._tell(signals.job_failed, **told, error=outcome.summary, retry_in=retry_in)
+        told: Any = held.told(status=status, error=outcome.error)
+        signal, event = event_of(told, held.row[_ATTEMPT], outcome, status)
+        self._tell(signal, **event)

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 import types
+import unittest
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from django.core.management import get_commands, load_command_class
-from django.test import TransactionTestCase
+from django.test import TestCase
 
 from pgwerk_django import conf, registry, signals
 from pgwerk_django.jobs import enqueue
@@ -108,13 +109,31 @@ def test_the_progress_example(module: types.ModuleType) -> None:
     assert (job.result, job.progress) == (3, {"done": 2, "total": 3, "note": "indexing"})
 
 
+SHOP = """
+from pgwerk_django.jobs import enqueue
+
+def daily_report():
+    enqueue(send_mail, "ada")
+    return "made"
+
+def send_mail(to): ...
+"""
+
+
 @pytest.mark.django_db(transaction=True)
-def test_the_testing_example(module: types.ModuleType) -> None:
-    case: type[TransactionTestCase] = execute("ReportTest", module)["ReportTest"]
-    registry.schedule(functions.noop, cron="0 9 * * *", _name="shop.tasks.daily_report")
-    result = case("test_it_runs").run()
-    assert result is not None
+def test_the_testing_example(module: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shop", "shop.tasks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    tasks = sys.modules["shop.tasks"].__dict__
+    exec(SHOP, tasks)
+    registry.schedule(tasks["daily_report"], cron="0 9 * * *", _timezone="Europe/Paris")
+    registry.schedule(functions.fail, interval=300)
+    case: type[TestCase] = execute("ReportTest", module)["ReportTest"]
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun == 1
     assert result.wasSuccessful(), [*result.errors, *result.failures]
+    assert not Job.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)
