@@ -20,7 +20,8 @@ from django.utils.html import escape
 
 from pgwerk_django.admin import JobAdmin, ProcessAdmin, ScheduleAdmin
 from pgwerk_django.admin.display import span
-from pgwerk_django.admin.jobs import jobs_named
+from pgwerk_django.admin.history import failing_names, is_failing, jobs_named, last_runs
+from pgwerk_django.admin.pages import CappedPaginator
 from pgwerk_django.models import Job, Kind, Origin, Process, Schedule, State, Status
 from pgwerk_django.registry import schedule
 from pgwerk_django.scheduler import Scheduler
@@ -132,7 +133,7 @@ def queries(client: Client, url: str) -> int:
 def test_the_list_says_what_will_run_when(anna: Client) -> None:
     make("reports.daily", interval=None, cron="0 9 * * *", timezone="Europe/Paris", queue="reports")
     html = anna.get(LIST).content.decode()
-    for text in ("reports.daily", "0 9 * * * (Europe/Paris)", "reports", "OK", "admin"):
+    for text in ("reports.daily", "At 09:00 every day", "0 9 * * * (Europe/Paris)", "reports", "worker", "OK", "admin"):
         assert text in html
     assert " in 59 min" in html or "in 1 h" in html
 
@@ -144,6 +145,7 @@ def one_of_each() -> dict[str, Schedule]:
     Schedule.objects.filter(name="paused").pause(by="bob", reason="stocktaking")
     Schedule.objects.filter(name="ended").update(next_run_at=None)
     Schedule.objects.filter(name="late").update(next_run_at=Now() - dt.timedelta(seconds=61))
+    make_job("failing", status=Status.FAILED)
     return {state: reread(row) for state, row in rows.items()}
 
 
@@ -160,7 +162,7 @@ def test_each_state_is_shown_and_says_why(anna: Client, one_of_each: dict[str, S
 def test_the_state_filter_agrees_with_the_rows(anna: Client, one_of_each: dict[str, Schedule], state: str) -> None:
     shown = anna.get(LIST, {"state": state}).context["cl"].result_list
     assert [row.name for row in shown] == [state.lower()]
-    assert shown[0].state(shown[0].judged_at) == state
+    assert shown[0].state(shown[0].judged_at, failing=is_failing(shown[0].runs)) == state
 
 
 def test_filters_by_origin_and_queue_and_search(anna: Client) -> None:
@@ -172,6 +174,83 @@ def test_filters_by_origin_and_queue_and_search(anna: Client) -> None:
     assert names(q="noop") == ["b"]
     assert names(q="a") == ["a", "b"]  # the second by its function
     assert names(state="nonsense") == ["a", "b"]
+
+
+FAILED_OK = (Status.FAILED, Status.SUCCESSFUL)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "failing"),
+    [
+        ((), False),
+        ((Status.SUCCESSFUL, Status.FAILED), True),
+        ((Status.FAILED, Status.SUCCESSFUL), False),
+        ((Status.FAILED, Status.SKIPPED, Status.CANCELLED, Status.READY, Status.RUNNING), True),  # undecided yet
+        ((Status.SKIPPED,), False),
+    ],
+)
+def test_a_schedule_fails_when_its_newest_decided_run_did(
+    anna: Client, statuses: tuple[Status, ...], failing: bool
+) -> None:
+    make()
+    make_job("other", status=Status.FAILED)  # of a schedule that is gone
+    for day, status in enumerate(statuses):
+        make_job(due_at=JAN + dt.timedelta(day), status=status)
+    assert ("hourly" in failing_names("default")) == failing
+    names = lambda **query: [row.name for row in anna.get(LIST, query).context["cl"].result_list]  # noqa: E731
+    assert names(state="FAILING") == names(outcome="failed") == (["hourly"] if failing else [])
+    assert names(state="OK") == ([] if failing else ["hourly"])
+    assert (">Failing</span>" in anna.get(LIST).content.decode()) == failing
+
+
+def test_the_outcome_filter(anna: Client) -> None:
+    rows = {name: make(name, last_run_at=JAN) for name in ("failed", "fine", "running", "waiting")}
+    make("never")
+    for name, status in (("failed", "FAILED"), ("fine", "SUCCESSFUL"), ("running", "RUNNING"), ("waiting", "READY")):
+        make_job(name, status=status, schedule=rows[name])
+    found = lambda value: [row.name for row in anna.get(LIST, {"outcome": value}).context["cl"].result_list]  # noqa: E731
+    for value in ("failed", "running", "waiting", "never"):
+        assert found(value) == [value]
+    assert found("fine") == ["fine", "running", "waiting"]
+    assert len(found("nonsense")) == 5
+
+
+def test_the_list_shows_the_last_thirty_runs(anna: Client) -> None:
+    make()
+    for number in range(33):
+        make_job(due_at=JAN + dt.timedelta(minutes=number), status=FAILED_OK[number % 2])
+    last = make_job(
+        due_at=JAN + dt.timedelta(days=1), kind=Kind.TRIGGER, status=Status.SUCCESSFUL, reason=f"triggered by {XSS}",
+        started_at=JAN + dt.timedelta(days=1, seconds=3), finished_at=JAN + dt.timedelta(days=1, seconds=5), claims=1,
+    )  # fmt: skip
+    html = anna.get(LIST).content.decode()
+    assert html.count("<rect ") == 30
+    assert html.count('class="pgwerk-dot"') == 1
+    assert 'aria-label="The last 30 runs: 15 successful, 15 failed"' in html
+    assert f"2026-01-02 10:00:00, Successful, triggered, 2.0 s: triggered by {escape(XSS)}" in html
+    assert f'href="{JOBS}{last.pk}/change/"' in html
+    assert "2.0 s, 3.0 s late" in html
+
+
+def test_of_many_jobs_the_count_is_broken_off(anna: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CappedPaginator, "MOST", 2)
+    for number in range(4):
+        make_job(due_at=JAN + dt.timedelta(number))
+    assert "2+ jobs" in anna.get(JOBS).content.decode()
+
+
+def test_the_history_is_read_by_the_index_on_keys() -> None:
+    for number in range(200):
+        make_job(f"s{number % 20}", due_at=JAN + dt.timedelta(minutes=number))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE _pgwerk_jobs")
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        with CaptureQueriesContext(connection) as captured:
+            last_runs([f"s{number}" for number in range(20)], using="default")
+        assert len(captured) == 1
+        cursor.execute("EXPLAIN " + captured.captured_queries[0]["sql"])
+        plan = " ".join(line for (line,) in cursor.fetchall())
+    assert plan.count("pgwerk_job_key") == 20
 
 
 def test_a_schedule_that_was_triggered_or_is_being_planned_says_so(anna: Client) -> None:

@@ -10,6 +10,8 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext
 
+from pgwerk_django.models import Kind, Status
+
 EMPTY = "–"
 EXACT = "%Y-%m-%d %H:%M:%S"
 LONGEST_SHOWN = 10_000  # characters of one value on a page
@@ -93,3 +95,29 @@ def shown_json(value: Any) -> str:
 
 def shorten(text: str, length: int = 80) -> SafeString:
     return note(Truncator(text).chars(length), Truncator(text).chars(LONGEST_SHOWN))
+
+
+# -- jobs, whole or as `history.Run`
+
+
+def kind_of(job: Any) -> str:
+    """Only what is out of the ordinary is said."""
+    return "" if job.kind == Kind.SCHEDULED else job.get_kind_display()
+
+
+def duration_of(job: Any) -> str:
+    """How long it ran, or has been running."""
+    if job.started_at is None:
+        return EMPTY
+    if job.status == Status.RUNNING:
+        return gettext("%(span)s so far") % {"span": span(job.judged_at - job.started_at)}
+    return EMPTY if job.finished_at is None else span(job.finished_at - job.started_at)
+
+
+def lateness_of(job: Any) -> str:
+    """From due to started; of one that waits, from when it may run to now. Of a later attempt nobody knows."""
+    if job.status == Status.READY:
+        return span(job.judged_at - job.run_at) if job.judged_at > job.run_at else EMPTY
+    if job.started_at is None or job.claims > 1:
+        return EMPTY
+    return span(job.started_at - (job.due_at or job.run_at))

@@ -8,7 +8,6 @@ from typing import Any
 
 from django.contrib import admin
 from django.db.models import QuerySet
-from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -16,49 +15,24 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf
-from pgwerk_django.admin.display import EMPTY, brief, chip, moment, note, shorten, shown_json, shown_text, span
-from pgwerk_django.admin.pages import ReadOnlyPage, column
-from pgwerk_django.models import Job, Kind, Schedule, Status
+from pgwerk_django.admin.display import (
+    EMPTY,
+    brief,
+    chip,
+    duration_of,
+    kind_of,
+    lateness_of,
+    moment,
+    note,
+    shorten,
+    shown_json,
+    shown_text,
+)
+from pgwerk_django.admin.history import jobs_named
+from pgwerk_django.admin.pages import CappedPaginator, ReadOnlyPage, column
+from pgwerk_django.models import Job, Schedule
 
-RECENT_JOBS = 20
 OUTCOME = ("reason", "error", "errors", "result", "progress")
-
-
-def jobs_named(jobs: QuerySet[Job], name: str) -> QuerySet[Job]:
-    """The jobs of a schedule, by the unique index on their keys, which begin with the name and the due time.
-
-    Another index on a table of millions would cost each tick. A collation may mix others in between: the name decides.
-    """
-    first, last = f"{name}@0001-01-01T00:00:00.000000Z", f"{name}@9999-12-31T23:59:59.999999Z#trigger"
-    return jobs.filter(schedule_name=name, key__gte=first, key__lte=last)
-
-
-def recent_jobs(row: Schedule) -> QuerySet[Job]:
-    jobs = Job.objects.using(row._state.db).annotate(judged_at=Now())
-    return jobs_named(jobs, row.name).defer(*JobAdmin.heavy).order_by("-key")[:RECENT_JOBS]
-
-
-def kind_of(job: Job) -> str:
-    """Only what is out of the ordinary is said."""
-    return "" if job.kind == Kind.SCHEDULED else job.get_kind_display()
-
-
-def duration_of(job: Any) -> str:
-    """How long it ran, or has been running."""
-    if job.started_at is None:
-        return EMPTY
-    if job.status == Status.RUNNING:
-        return gettext("%(span)s so far") % {"span": span(job.judged_at - job.started_at)}
-    return EMPTY if job.finished_at is None else span(job.finished_at - job.started_at)
-
-
-def lateness_of(job: Any) -> str:
-    """From due to started; of one that waits, from when it may run to now. Of a later attempt nobody knows."""
-    if job.status == Status.READY:
-        return span(job.judged_at - job.run_at) if job.judged_at > job.run_at else EMPTY
-    if job.started_at is None or job.claims > 1:
-        return EMPTY
-    return span(job.started_at - (job.due_at or job.run_at))
 
 
 def shown_traceback(text: str) -> str:
@@ -118,6 +92,7 @@ class JobAdmin(ReadOnlyPage):
     list_filter = (JobScheduleFilter, "status", "kind", JobQueueFilter, "enqueued_at")
     search_fields = ("schedule_name", "function")
     search_help_text = _("Name of the schedule, function, or id of a job")
+    paginator = CappedPaginator
     ordering = ("-id",)  # a UUIDv7 begins with its time
     sortable_by = ()  # by anything else a million rows would have to be sorted
     heavy = ("args", "kwargs", "meta", "backoff", "result", "error", "errors", "progress")
