@@ -3,15 +3,18 @@
 The shape says what the colour says: what failed stands tallest, what was skipped is low, what runs is hollow.
 """
 
+import datetime as dt
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext, ngettext
 
-from pgwerk_django.admin.display import EXACT, duration_of
+from pgwerk_django.admin.display import EXACT, duration_of, span
 from pgwerk_django.admin.history import STRIP, Run
 from pgwerk_django.models import Kind, Status
 
@@ -69,3 +72,111 @@ def summary(runs: Sequence[Run]) -> str:
         "n": len(runs),
         "told": told,
     }
+
+
+# -- durations and lateness over time
+
+_WIDE, _TALLEST, _LEFT, _FOOT = 600, 120, 52, 18
+_MOST_GROUPS = 40
+
+
+class Point(NamedTuple):
+    at: dt.datetime
+    seconds: float
+
+
+class Group(NamedTuple):
+    """Runs that follow one another, and what half of them and all but one of twenty stayed within."""
+
+    first: dt.datetime
+    last: dt.datetime
+    runs: int
+    p50: float
+    p95: float
+
+
+def grouped(points: Sequence[Point]) -> list[Group]:
+    """In order of time, as many in each group as make at most forty of them."""
+    size = -(-len(points) // _MOST_GROUPS) or 1
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        Group(part[0].at, part[-1].at, len(part), quantile(part, 0.5), quantile(part, 0.95)) for part in parts if part
+    ]
+
+
+def quantile(points: Sequence[Point], share: float) -> float:
+    ordered = sorted(point.seconds for point in points)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+
+def quantile_chart(points: Sequence[Point], label: str) -> str:
+    """p50 as a line, p95 as the edge of the area above it; "" where fewer than two runs tell anything."""
+    groups = grouped(points)
+    if len(groups) < 2:
+        return ""
+    top = _round_up(max(group.p95 for group in groups))
+    step = (_WIDE - _LEFT) / len(groups)
+
+    def x(place: int) -> float:
+        return round(_LEFT + step * (place + 0.5), 1)
+
+    def y(seconds: float) -> float:
+        return round(_TALLEST - seconds / top * (_TALLEST - 8), 1)
+
+    upper = " ".join(f"{x(n)},{y(group.p95)}" for n, group in enumerate(groups))
+    lower = " ".join(f"{x(n)},{y(group.p50)}" for n, group in enumerate(groups))
+    back = " ".join(f"{x(n)},{y(group.p50)}" for n, group in reversed(list(enumerate(groups))))
+    hover = joined(
+        format_html(
+            '<g><title>{}</title><rect class="pgwerk-hover" x="{}" y="0" width="{}" height="{}"/></g>',
+            _group_told(group), round(_LEFT + step * n, 1), round(step, 1), _TALLEST,
+        )
+        for n, group in enumerate(groups)
+    )  # fmt: skip
+    newest = groups[-1]
+    told = gettext("%(label)s of the last %(n)d runs: half of the newest within %(p50)s, 95 %% within %(p95)s") % {
+        "label": label, "n": len(points), "p50": seconds_span(newest.p50), "p95": seconds_span(newest.p95),
+    }  # fmt: skip
+    return format_html(
+        '<svg class="pgwerk-chart" role="img" aria-label="{}" viewBox="0 0 {} {}">{}'
+        '<polygon class="pgwerk-area" points="{} {}"/><polyline class="pgwerk-edge" points="{}"/>'
+        '<polyline class="pgwerk-line" points="{}"/>{}{}</svg>',
+        told, _WIDE, _TALLEST + _FOOT, _levels(top, y), upper, back, upper, lower, hover, _ends(groups),
+    )  # fmt: skip
+
+
+def _levels(top: float, y: Callable[[float], float]) -> SafeString:
+    return joined(
+        format_html(
+            '<line class="pgwerk-grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="pgwerk-tick" text-anchor="end" x="{}" y="{}">{}</text>',
+            _LEFT, _WIDE, y(level), y(level), _LEFT - 6, y(level) + 4, seconds_span(level),
+        )
+        for level in (0, top / 2, top)
+    )  # fmt: skip
+
+
+def _ends(groups: Sequence[Group]) -> SafeString:
+    first, last = timezone.localtime(groups[0].first), timezone.localtime(groups[-1].last)
+    pattern = "%H:%M" if first.date() == last.date() else "%m-%d %H:%M"
+    return format_html(
+        '<text class="pgwerk-tick" x="{}" y="{}">{}</text><text class="pgwerk-tick" text-anchor="end" x="{}" y="{}">{}</text>',
+        _LEFT, _TALLEST + 14, f"{first:{pattern}}", _WIDE, _TALLEST + 14, f"{last:{pattern}}",
+    )  # fmt: skip
+
+
+def _group_told(group: Group) -> str:
+    first, last = (f"{timezone.localtime(instant):{EXACT}}" for instant in (group.first, group.last))
+    when = first if group.runs == 1 else f"{first} – {last}"
+    return f"{when}: p50 {seconds_span(group.p50)}, p95 {seconds_span(group.p95)} ({group.runs})"
+
+
+def seconds_span(seconds: float) -> str:
+    return "0" if not seconds else span(dt.timedelta(seconds=seconds))
+
+
+def _round_up(value: float) -> float:
+    """To 1, 2 or 5 times a power of ten, so that the levels are round."""
+    if value <= 0.001:
+        return 0.001
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)

@@ -10,7 +10,8 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.translation import gettext
 
-from pgwerk_django.models import Kind, Status
+from pgwerk_django import cron
+from pgwerk_django.models import Kind, Schedule, Status
 
 EMPTY = "–"
 EXACT = "%Y-%m-%d %H:%M:%S"
@@ -34,6 +35,10 @@ def moment(instant: dt.datetime | None, *, zone: dt.tzinfo | None = None, now: d
     text, title = (f"{there:{EXACT} %Z}", f"{here:{EXACT} %Z}") if zone else (f"{here:{EXACT}}", f"{there:{EXACT} %Z}")
     when = time_element(instant, text, title)
     return when if now is None else format_html("{} {}", when, note(relative(instant, now)))
+
+
+def moment_text(instant: dt.datetime) -> str:
+    return f"{timezone.localtime(instant):{EXACT}}"
 
 
 def brief(instant: dt.datetime | None, now: dt.datetime, *, zone: dt.tzinfo = dt.UTC) -> str:
@@ -121,3 +126,20 @@ def lateness_of(job: Any) -> str:
     if job.started_at is None or job.claims > 1:
         return EMPTY
     return span(job.started_at - (job.due_at or job.run_at))
+
+
+# -- schedules
+
+
+def pause_in_words(row: Schedule) -> str:
+    if row.paused_by and row.pause_reason:
+        return gettext("by %(by)s: %(reason)s") % {"by": row.paused_by, "reason": row.pause_reason}
+    return gettext("by %(by)s") % {"by": row.paused_by} if row.paused_by else row.pause_reason
+
+
+def zone_of(row: Schedule) -> dt.tzinfo:
+    """The schedule's zone; UTC where its name is none, which is what its error then says."""
+    try:
+        return cron.zone(row.timezone)
+    except ValueError:
+        return dt.UTC

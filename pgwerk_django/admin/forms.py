@@ -203,7 +203,7 @@ def _check_own_path(function: str) -> None:
         )
 
 
-class PauseForm(forms.Form):
+class ReasonForm(forms.Form):
     reason = forms.CharField(
         label=_("Reason"), required=False, max_length=500, widget=AdminTextInputWidget(attrs={"autofocus": True})
     )

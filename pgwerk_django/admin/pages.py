@@ -11,6 +11,7 @@ from django.core.paginator import Paginator
 from django.db import models
 from django.db.models import QuerySet
 from django.db.models.functions import Now
+from django.forms.widgets import Script
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -60,6 +61,7 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
 
     class Media:
         css: ClassVar = {"all": ("pgwerk_django/admin.css",)}
+        js: ClassVar = (Script("pgwerk_django/admin.js", defer=True),)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).using(conf.current().DATABASE).annotate(judged_at=Now())

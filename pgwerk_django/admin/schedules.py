@@ -1,5 +1,6 @@
 """Schedules: what will run and when; pause, resume and trigger; schedules made by people."""
 
+import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,29 +24,28 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from pgwerk_django import conf, cron
+from pgwerk_django import conf
+from pgwerk_django.admin import detail
 from pgwerk_django.admin.charts import strip
 from pgwerk_django.admin.display import (
     EMPTY,
     brief,
     chip,
     duration_of,
-    kind_of,
     lateness_of,
     moment,
     note,
+    pause_in_words,
     relative,
     shorten,
     shown_json,
-    shown_text,
+    zone_of,
 )
-from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, PauseForm, ScheduleForm, SuggestingInput, is_admitted
+from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, ReasonForm, ScheduleForm, SuggestingInput, is_admitted
 from pgwerk_django.admin.history import Run, failing_names, is_failing, last_runs, with_open_job
 from pgwerk_django.admin.pages import MOST_LISTED, LightList, Page, and_more, column
-from pgwerk_django.admin.words import recurrence_in_words
+from pgwerk_django.admin.words import recurrence_in_words, rule_in_words
 from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, Status, atomic, database_now
-
-UPCOMING = 5
 
 _SECOND = Value(dt.timedelta(seconds=1), output_field=DurationField())
 _IS_LATE = Q(next_run_at__lt=ExpressionWrapper(Now() - F("misfire_grace") * _SECOND, output_field=DateTimeField()))
@@ -109,6 +109,76 @@ class OutcomeFilter(admin.SimpleListFilter):
         return queryset
 
 
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What a person does to schedules: how it is asked, done, told and recorded."""
+
+    name: str
+    title: Any
+    button: Any
+    asks: bool  # on a page of its own, which a schedule's page, whose buttons ask already, passes over
+    concerns: Q
+    change: Callable[[Any, str, str], int]  # of these rows, by whom, why
+    question: Callable[[int], str]
+    told: Callable[[int], str]
+    log: Any
+    log_with_reason: Any
+    untouched: Any
+
+
+PAUSE = Action(
+    name="pause",
+    title=_("Pause schedules"),
+    button=_("Pause"),
+    asks=True,
+    concerns=Q(paused=False) | Q(paused_by=SYNC),
+    change=lambda rows, by, reason: rows.pause(by=by, reason=reason),
+    question=lambda n: ngettext(
+        "%(count)d schedule will not run until somebody resumes it:",
+        "%(count)d schedules will not run until somebody resumes them:",
+        n,
+    ),
+    told=lambda n: ngettext("%(count)d schedule was paused.", "%(count)d schedules were paused.", n),
+    log=_("Paused."),
+    log_with_reason=_("Paused: %(reason)s"),
+    untouched=_("Nothing to pause: they were paused already."),
+)
+RESUME = Action(
+    name="resume",
+    title=_("Resume schedules"),
+    button=_("Resume"),
+    asks=False,
+    concerns=Q(paused=True),
+    change=lambda rows, by, reason: rows.resume(by=by),
+    question=lambda n: ngettext(
+        "%(count)d schedule will run again, from its next due time on:",
+        "%(count)d schedules will run again, from their next due times on:",
+        n,
+    ),
+    told=lambda n: ngettext("%(count)d schedule was resumed.", "%(count)d schedules were resumed.", n),
+    log=_("Resumed."),
+    log_with_reason=_("Resumed: %(reason)s"),
+    untouched=_("Nothing to resume: none of them was paused."),
+)
+TRIGGER = Action(
+    name="trigger",
+    title=_("Trigger schedules"),
+    button=_("Trigger"),
+    asks=False,
+    concerns=Q(),
+    change=lambda rows, by, reason: rows.trigger(by=by),
+    question=lambda n: ngettext(
+        "%(count)d schedule will run once now, beside its cadence:",
+        "%(count)d schedules will run once now, beside their cadence:",
+        n,
+    ),
+    told=lambda n: ngettext("%(count)d schedule was triggered.", "%(count)d schedules were triggered.", n),
+    log=_("Triggered."),
+    log_with_reason=_("Triggered: %(reason)s"),
+    untouched=_("Nothing to trigger: they no longer exist."),
+)
+
+
 class ScheduleList(LightList):
     """Brings each row's last runs, all of them in one statement."""
 
@@ -147,10 +217,8 @@ READABLE = {
 
 @admin.register(Schedule)
 class ScheduleAdmin(Page):
-    list_display = (
-        "shown_name", "shown_state", "shown_rule", "shown_next_run", "shown_last_run", "shown_runs", "shown_queue",
-        "origin",
-    )  # fmt: skip
+    list_display = ("shown_name", "shown_state", "shown_rule", "shown_next_run", "shown_last_run", "shown_queue")
+    show_facets = admin.ShowFacets.NEVER  # each would count all rows
     list_filter = (StateFilter, OutcomeFilter, "origin", ("queue", admin.AllValuesFieldListFilter))
     list_per_page = 50
     search_fields = ("name", "function")
@@ -207,15 +275,13 @@ class ScheduleAdmin(Page):
             return _with_distance(row.last_run_at, row)
         run = row.runs[0]
         outcome = self.link(chip(run.status, run.get_status_display()), Job, run.pk)
-        return format_html("{} {} {}", outcome, brief(run.due_at, row.judged_at, zone=zone_of(row)), note(_timing(run)))
-
-    @admin.display(description=_("last 30 runs"))
-    def shown_runs(self, row: Any) -> str:
-        return strip(row.runs)
+        when = brief(run.due_at, row.judged_at, zone=zone_of(row))
+        return format_html("{} {} {} {}", strip(row.runs), outcome, when, note(_timing(run)))
 
     @admin.display(description=_("queue"), ordering="queue")
     def shown_queue(self, row: Schedule) -> SafeString:
-        return format_html("{} {}", row.queue, note(row.target, _("Target: who runs it")))
+        where = gettext("%(target)s, from %(origin)s") % {"target": row.target, "origin": row.get_origin_display()}
+        return format_html("{} {}", row.queue, note(where, _("Target: who runs it; origin: where it was made")))
 
     # -- permissions: each is asked again for each POST
 
@@ -250,71 +316,52 @@ class ScheduleAdmin(Page):
 
     @admin.action(permissions=["pause"], description=_("Pause selected %(verbose_name_plural)s"))
     def pause(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        form = PauseForm(request.POST if request.POST.get("post") else None)
-        if not form.is_valid():
-            return self._confirm_pause(request, queryset, form)
-        reason = form.cleaned_data["reason"]
-        return self._act(
-            request,
-            queryset.filter(Q(paused=False) | Q(paused_by=SYNC)),
-            lambda rows, by: rows.pause(by=by, reason=reason),
-            log=_("Paused: %(reason)s") if reason else _("Paused."),
-            reason=reason,
-            told=lambda n: ngettext("%(count)d schedule was paused.", "%(count)d schedules were paused.", n),
-            untouched=_("Nothing to pause: they were paused already."),
-        )
+        return self._act(request, queryset, PAUSE)
 
     @admin.action(permissions=["pause"], description=_("Resume selected %(verbose_name_plural)s"))
     def resume(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(
-            request,
-            queryset.filter(paused=True),
-            lambda rows, by: rows.resume(by=by),
-            log=_("Resumed."),
-            told=lambda n: ngettext("%(count)d schedule was resumed.", "%(count)d schedules were resumed.", n),
-            untouched=_("Nothing to resume: none of them was paused."),
-        )
+        return self._act(request, queryset, RESUME)
 
     @admin.action(permissions=["trigger"], description=_("Trigger selected %(verbose_name_plural)s"))
     def trigger(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(
-            request,
-            queryset,
-            lambda rows, by: rows.trigger(by=by),
-            log=_("Triggered."),
-            told=lambda n: ngettext("%(count)d schedule was triggered.", "%(count)d schedules were triggered.", n),
-            untouched=_("Nothing to trigger: they no longer exist."),
-        )
+        return self._act(request, queryset, TRIGGER)
 
-    def _act(
-        self,
-        request: HttpRequest,
-        queryset: Any,
-        change: Callable[[Any, str], int],
-        *,
-        log: Any,
-        told: Callable[[int], str],
-        untouched: Any,
-        reason: str = "",
-    ) -> HttpResponse | None:
-        """Change what `queryset` finds, under lock, with a log entry for each row that really changed; and say how many."""
+    def _act(self, request: HttpRequest, queryset: Any, action: Action) -> HttpResponse | None:
+        """Change what the action is for, under lock, with a log entry for each row that really changed; and say how many."""
+        form = ReasonForm(request.POST if request.POST.get("post") or not action.asks else None)
+        if not form.is_valid():
+            return self._confirm(request, queryset, action, form)
+        reason = form.cleaned_data["reason"]
         with atomic(queryset.db):
-            found = list(queryset.order_by("name").only("name").select_for_update(no_key=True, of=("self",)))
-            rows = Schedule.objects.using(queryset.db).filter(pk__in=[row.pk for row in found])
-            count = change(rows, request.user.get_username()[:200])
-            if found:
-                self._log(request, found, log, reason)
+            wanted = queryset.filter(action.concerns).order_by("name").only("name")
+            found = list(wanted.select_for_update(no_key=True, of=("self",)))
+            text = self._log_text(action, reason)
+            # Under the lock: of a double click the second request waits for the first, and finds its log entry.
+            if found and self._was_done(request, found, text):
+                count, untouched = 0, _("That was done already, a moment ago.")
+            else:
+                rows = Schedule.objects.using(queryset.db).filter(pk__in=[row.pk for row in found])
+                count, untouched = action.change(rows, request.user.get_username()[:200], reason), action.untouched
+                if found:
+                    LogEntry.objects.log_actions(request.user.pk, found, CHANGE, text)  # type: ignore[arg-type]
         if count:
-            self.message_user(request, told(count) % {"count": count}, messages.SUCCESS)
+            self.message_user(request, action.told(count) % {"count": count}, messages.SUCCESS)
         else:
             self.message_user(request, untouched, messages.WARNING)
         return self._back_to_the_page(request)
 
-    def _log(self, request: HttpRequest, rows: Sequence[Schedule], message: Any, reason: str) -> None:
+    def _log_text(self, action: Action, reason: str) -> str:
         # A record that many people read is in the site's language, not in that of whoever clicked.
         with translation.override(settings.LANGUAGE_CODE):
-            text = str(message) % {"reason": reason}
-        LogEntry.objects.log_actions(request.user.pk, rows, CHANGE, text)  # type: ignore[arg-type]
+            return str(action.log_with_reason) % {"reason": reason} if reason else str(action.log)
+
+    def _was_done(self, request: HttpRequest, found: Sequence[Schedule], text: str) -> bool:
+        """Whether this person has done the same since the page was made that the request comes from."""
+        seen = request.POST.get("seen", "")
+        if not (len(found) == 1 and seen.isdecimal() and len(seen) < 19):
+            return False
+        since = detail.audit_of(found[0]).filter(pk__gt=int(seen), user=request.user.pk, change_message=text)
+        return bool(since.exists())
 
     def _back_to_the_page(self, request: HttpRequest) -> HttpResponse | None:
         """To the schedule's own page when its buttons were used; else Django goes to the list."""
@@ -323,7 +370,7 @@ class ScheduleAdmin(Page):
             return None
         return HttpResponseRedirect(self.url(Schedule, "change", selected[0]))
 
-    def _confirm_pause(self, request: HttpRequest, queryset: Any, form: PauseForm) -> HttpResponse:
+    def _confirm(self, request: HttpRequest, queryset: Any, action: Action, form: ReasonForm) -> HttpResponse:
         across = request.POST.get("select_across", "0") == "1"
         count = queryset.count()
         names = list(queryset.order_by("name").values_list("name", flat=True)[:MOST_LISTED])
@@ -331,25 +378,22 @@ class ScheduleAdmin(Page):
         selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         context = {
             **self.admin_site.each_context(request),
-            "title": gettext("Pause schedules"),
+            "title": action.title,
             "subtitle": None,
             "opts": self.opts,
             "media": self.media,
             "form": form,
-            "question": ngettext(
-                "%(count)d schedule will not run until somebody resumes it:",
-                "%(count)d schedules will not run until somebody resumes them:",
-                count,
-            )
-            % {"count": count},
+            "action": action,
+            "question": action.question(count) % {"count": count},
             "names": and_more(names, count),
             "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             "selected": selected[:1] if across else selected,
             "select_across": int(across),
             "from_page": "_page" in request.POST,
+            "seen": request.POST.get("seen", ""),
         }
         request.current_app = self.admin_site.name
-        return TemplateResponse(request, "admin/pgwerk_django/schedule/pause_confirmation.html", context)
+        return TemplateResponse(request, "admin/pgwerk_django/schedule/action_confirmation.html", context)
 
     # -- one schedule
 
@@ -420,56 +464,8 @@ class ScheduleAdmin(Page):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         row = context.get("original")
         if row is not None:
-            context["pgwerk"] = self._page(request, row)
+            context["pgwerk"] = detail.page(self, request, row)
         return super().render_change_form(request, context, *args, **kwargs)
-
-    def _page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
-        """What the page shows above the definition."""
-        return {
-            "facts": list(self._facts(row)),
-            "upcoming": self._upcoming(row),
-            "jobs": [self._job(run) for run in last_runs([row.name], using=row._state.db)[row.name][:20]],
-            "all_jobs": self.url(Job, "changelist"),
-            "action_url": self.url(Schedule, "changelist"),
-            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-            "may_pause": self.has_pause_permission(request),
-            "may_trigger": self.has_trigger_permission(request),
-            "is_codes": _is_codes(row),
-            "payload_is_locked": not _is_codes(row) and not is_admitted(row.function),
-        }
-
-    def _facts(self, row: Any) -> Iterable[tuple[Any, Any]]:
-        state = row.state(row.judged_at)
-        yield _("State"), chip(state, state.label)
-        if row.paused:
-            yield _("Paused"), format_html("{} {}", moment(row.paused_at, now=row.judged_at), pause_in_words(row))
-        if row.error:
-            yield _("Error"), shown_text(row.error)
-        if row.triggered_at is not None:
-            by = format_html("{} {}", moment(row.triggered_at, now=row.judged_at), row.triggered_by)
-            yield _("Triggered"), by
-        yield _("Recurrence"), row.rule
-        yield _("Last run"), moment(row.last_run_at, now=row.judged_at)
-        yield _("Runs"), row.run_count if row.max_runs is None else f"{row.run_count} / {row.max_runs}"
-        yield _("Origin"), row.get_origin_display()
-        yield _("Created"), moment(row.created_at)
-
-    def _upcoming(self, row: Any) -> list[str]:
-        zone = zone_of(row)
-        try:
-            times = row.upcoming(UPCOMING, row.judged_at)
-            return [moment(time, zone=zone, now=row.judged_at) for time in times]
-        except Exception as error:  # noqa: BLE001  # whatever a row holds, its page must show it
-            return [str(error)]
-
-    def _job(self, job: Any) -> dict[str, Any]:
-        return {
-            "due": self.link(brief(job.due_at, job.judged_at), Job, job.pk),
-            "status": chip(job.status, job.get_status_display()),
-            "kind": kind_of(job),
-            "duration": duration_of(job),
-            "reason": shorten(job.reason, 120) if job.reason else "",
-        }
 
 
 def _is_codes(row: Schedule | None) -> bool:
@@ -495,22 +491,3 @@ def _with_distance(instant: dt.datetime | None, row: Any) -> str:
         return EMPTY
     when = brief(instant, row.judged_at, zone=zone_of(row))
     return format_html("{} {}", when, note(relative(instant, row.judged_at)))
-
-
-def rule_in_words(row: Any) -> str:
-    """For a row that no words fit, its columns."""
-    return recurrence_in_words(row) or row.rule
-
-
-def pause_in_words(row: Schedule) -> str:
-    if row.paused_by and row.pause_reason:
-        return gettext("by %(by)s: %(reason)s") % {"by": row.paused_by, "reason": row.pause_reason}
-    return gettext("by %(by)s") % {"by": row.paused_by} if row.paused_by else row.pause_reason
-
-
-def zone_of(row: Schedule) -> dt.tzinfo:
-    """The schedule's zone; UTC where its name is none, which is what its error then says."""
-    try:
-        return cron.zone(row.timezone)
-    except ValueError:
-        return dt.UTC

@@ -36,6 +36,11 @@ def recurrence_in_words(row: Any) -> str:
     return gettext("Once") if row.interval is None else interval_in_words(row.interval)
 
 
+def rule_in_words(row: Any) -> str:
+    """For a row that no words fit, its columns."""
+    return recurrence_in_words(row) or row.rule
+
+
 def interval_in_words(seconds: int) -> str:
     size, words = next((size, words) for size, words in _UNITS if seconds % size == 0)
     return words(seconds // size) % {"n": seconds // size}
