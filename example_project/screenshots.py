@@ -89,6 +89,7 @@ def pages() -> dict[str, tuple[str, Callable[[Any], None]]]:
 
     failed = Job.objects.filter(schedule_name="catalogue.prices").latest("due_at")
     return {
+        "overview": ("/admin/pgwerk_django/overview/", nothing),
         "schedules": ("/admin/pgwerk_django/schedule/", nothing),
         "schedule": (page("catalogue.prices"), nothing),
         "edit": ("/admin/pgwerk_django/schedule/add/", nothing),

@@ -5,6 +5,7 @@ import random
 import time
 
 from django.db import connection
+from django.db.models import F
 from django.db.models.functions import Now
 
 from example_project.shop.tasks import restock
@@ -45,6 +46,8 @@ def fill() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
         now = cursor.fetchone()[0]
+    # Every few minutes will do: a picture needs no hundred thousand jobs.
+    Schedule.objects.filter(interval__lt=60).update(interval=F("interval") * 60)
     Schedule.objects.filter(cron="").update(created_at=now - 7 * DAY, anchor_at=now - 7 * DAY)
     while scheduler.tick():
         pass
@@ -59,13 +62,12 @@ def fill() -> None:
 def fill_history(
     row: Schedule, now: dt.datetime, chance: random.Random, seconds: float, failing: int, skipping: int
 ) -> None:
-    after = now - (DAY if row.interval else 7 * DAY)
-    step = MINUTE * 4 if row.interval and row.interval < 60 else None
+    after = now - 7 * DAY
     jobs: list[Job] = []
     due = row.recurrence.next_after(after)
     while due is not None and due < now:
         jobs.append(past_job(row, due, chance, seconds * (0.9 + len(jobs) / 3000), failing, skipping))
-        due = row.recurrence.next_after(due + step if step else due)
+        due = row.recurrence.next_after(due)
     Job.objects.bulk_create(jobs)
     Schedule.objects.filter(pk=row.pk).update(run_count=len(jobs), last_run_at=jobs[-1].due_at if jobs else None)
 

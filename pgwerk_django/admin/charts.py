@@ -180,3 +180,91 @@ def _round_up(value: float) -> float:
         return 0.001
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= value * 0.999)
+
+
+# -- what ran and what will, side by side
+
+_TIMELINE, _AXIS = 960, 150
+_LABELS = 8
+
+
+class Column(NamedTuple):
+    """One stretch of time: how many there were of each outcome, and how many are to come."""
+
+    start: dt.datetime
+    outcomes: Sequence[tuple[str, float]]
+    coming: float
+
+    @property
+    def total(self) -> float:
+        return sum(number for _outcome, number in self.outcomes) + self.coming
+
+
+def timeline(columns: Sequence[Column], size: dt.timedelta, *, now: dt.datetime | None, label: str) -> SafeString:
+    """Stacked bars, what failed at the bottom where it catches the eye; what is to come is hollow."""
+    top = _round_up(max((column.total for column in columns), default=0) or 1)
+    step = (_TIMELINE - _LEFT) / (len(columns) or 1)
+    bars = joined(_column(column, size, round(_LEFT + n * step, 2), step, top) for n, column in enumerate(columns))
+    mark: str | SafeString = ""
+    if now is not None and columns:
+        at = round(_LEFT + (now - columns[0].start) / size * step, 1)
+        mark = format_html(
+            '<line class="pgwerk-now" x1="{}" x2="{}" y1="0" y2="{}"/><text class="pgwerk-tick" x="{}" y="10">{}</text>',
+            at, at, _AXIS, at + 4, gettext("now"),
+        )  # fmt: skip
+    return format_html(
+        '<svg class="pgwerk-chart pgwerk-timeline" role="img" aria-label="{}" viewBox="0 0 {} {}">{}{}{}{}</svg>',
+        label, _TIMELINE, _AXIS + _FOOT, _heights(top), bars, mark, _hours(columns, size, step),
+    )  # fmt: skip
+
+
+def _heights(top: float) -> SafeString:
+    return joined(
+        format_html(
+            '<line class="pgwerk-grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="pgwerk-tick" text-anchor="end" x="{}" y="{}">{}</text>',
+            _LEFT, _TIMELINE, y, y, _LEFT - 6, y + 4, f"{level:g}",
+        )
+        for level, y in ((0, _AXIS), (top / 2, _AXIS / 2 + 4), (top, 8))
+    )  # fmt: skip
+
+
+def _column(column: Column, size: dt.timedelta, x: float, step: float, top: float) -> SafeString:
+    if not column.total:
+        return SafeString("")
+    parts, floor = [], float(_AXIS)
+    for outcome, number in (*column.outcomes, ("coming", column.coming)):
+        if number:
+            height = max(number / top * (_AXIS - 8), 1.5)
+            floor -= height
+            parts.append(
+                format_html(
+                    '<rect class="pgwerk-fill-{}" x="{}" y="{}" width="{}" height="{}"/>',
+                    outcome.lower(), x, round(floor, 1), round(max(step - 1, 0.8), 2), round(height, 1),
+                )
+            )  # fmt: skip
+    return format_html("<g><title>{}</title>{}</g>", _column_told(column, size), joined(parts))
+
+
+def _column_told(column: Column, size: dt.timedelta) -> str:
+    labels = dict(Status.choices)
+    first, last = timezone.localtime(column.start), timezone.localtime(column.start + size)
+    told = [f"{number:g} {str(labels.get(outcome, outcome)).lower()}" for outcome, number in column.outcomes if number]
+    if column.coming:
+        told.append(gettext("%(n)s to come") % {"n": number_text(column.coming)})
+    return f"{first:%Y-%m-%d %H:%M} – {last:%H:%M}: {', '.join(told)}"
+
+
+def number_text(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
+
+
+def _hours(columns: Sequence[Column], size: dt.timedelta, step: float) -> SafeString:
+    each = -(-len(columns) // _LABELS) or 1
+    pattern = "%a %H:%M" if size * len(columns) > dt.timedelta(days=2) else "%H:%M"
+    return joined(
+        format_html(
+            '<text class="pgwerk-tick" x="{}" y="{}">{}</text>',
+            round(_LEFT + n * step, 1), _AXIS + 14, f"{timezone.localtime(columns[n].start):{pattern}}",
+        )
+        for n in range(0, len(columns), each)
+    )  # fmt: skip

@@ -131,7 +131,7 @@ def lateness_of(job: Any) -> str:
 # -- schedules
 
 
-def pause_in_words(row: Schedule) -> str:
+def pause_in_words(row: Any) -> str:
     if row.paused_by and row.pause_reason:
         return gettext("by %(by)s: %(reason)s") % {"by": row.paused_by, "reason": row.pause_reason}
     return gettext("by %(by)s") % {"by": row.paused_by} if row.paused_by else row.pause_reason
