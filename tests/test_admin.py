@@ -21,6 +21,7 @@ from django.utils.html import escape
 from pgwerk_django.admin import JobAdmin, ProcessAdmin, ScheduleAdmin
 from pgwerk_django.admin.display import span
 from pgwerk_django.admin.history import failing_names, is_failing, jobs_named, last_runs
+from pgwerk_django.admin.masking import STARS
 from pgwerk_django.admin.pages import CappedPaginator
 from pgwerk_django.models import Job, Kind, Origin, Process, Queue, Schedule, State, Status
 from pgwerk_django.registry import registry, schedule
@@ -1011,6 +1012,18 @@ def test_jobs_are_filtered_and_searched(anna: Client) -> None:
     assert "By schedule" not in anna.get(JOBS).content.decode()
 
 
+def test_a_part_of_a_word_is_looked_for_among_the_newest_jobs(anna: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("hourly")
+    monkeypatch.setattr("pgwerk_django.admin.jobs.MOST_SEARCHED", 1)
+    make_job(due_at=JAN)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.002)")
+    make_job(due_at=JAN + dt.timedelta(1))
+    days = lambda q: [job.due_at.day for job in anna.get(JOBS, {"q": q}).context["cl"].result_list]  # noqa: E731
+    assert days("hour") == [2]
+    assert days("hourly") == [2, 1]  # a schedule's whole name leads to all of its jobs
+
+
 def test_no_filter_asks_all_jobs_for_their_values(anna: Client) -> None:
     make_job()
     with CaptureQueriesContext(connection) as captured:
@@ -1050,6 +1063,187 @@ def test_huge_values_are_cut(anna: Client) -> None:
     assert "Only the first 10000 of 50011 characters are shown." in html
     assert "Only the last 10000 of 50009 characters are shown." in html
     assert "xlast</pre>" in html  # a traceback ends with what happened
+    for name, whole in (("result", json.dumps(text)), ("error", text)):
+        assert f'href="../value/{name}/"' in html
+        response = anna.get(f"{JOBS}{job.pk}/value/{name}/")
+        assert (response.content.decode(), response["X-Content-Type-Options"]) == (whole, "nosniff")
+        assert response["Content-Type"].startswith("text/plain")
+
+
+def test_all_of_a_value_is_for_those_who_may_see_the_row(anna: Client) -> None:
+    job, row = make_job(kwargs={"token": "s3cr3t"}, error="x"), make(kwargs={"token": "s3cr3t"})
+    client = browser(user("paula", "view_schedule"))
+    assert client.get(f"{JOBS}{job.pk}/value/error/").status_code == 403
+    assert client.get(f"{LIST}{row.pk}/value/kwargs/").status_code == 200
+    for url in (f"{JOBS}{job.pk}/value/key/", f"{JOBS}nonsense/value/error/", f"{LIST}{row.pk + 1}/value/args/"):
+        assert anna.get(url).status_code == 404
+    for url in (f"{JOBS}{job.pk}/value/kwargs/", f"{LIST}{row.pk}/value/kwargs/"):
+        assert "s3cr3t" not in anna.get(url).content.decode()
+
+
+# -- secrets
+
+
+def test_secrets_are_stars(anna: Client) -> None:
+    secrets = {
+        "args": ["s3cr3t-1"],
+        "kwargs": {"api_key": "s3cr3t-2", "to": [{"Password": "s3cr3t-3", "name": "Acme"}]},
+        "meta": {"token": {"deep": "s3cr3t-4"}},
+        "function": "tests.functions.log_in",
+    }
+    row = make(origin=Origin.CODE, **secrets)
+    job = make_job(**secrets, result={"secret": "s3cr3t-5", "n": 7})
+    for url in (page_of(row), f"{JOBS}{job.pk}/change/"):
+        html = anna.get(url).content.decode()
+        assert "s3cr3t" not in html
+        assert html.count(STARS) >= 4
+        assert "Acme" in html
+    assert anna.get(f"{JOBS}{job.pk}/change/").content.decode().count(STARS) == 5
+
+
+def test_what_is_secret_is_a_setting(anna: Client, settings: Any) -> None:
+    settings.PGWERK = {"AUTODISCOVER": (), "MASK": ["^iban$"]}
+    row = make(origin=Origin.CODE, kwargs={"iban": "DE02", "ibans": "many", "password": "told"})
+    html = anna.get(page_of(row)).content.decode()
+    assert "DE02" not in html
+    assert "many" in html
+    assert "told" in html
+    settings.PGWERK = {"AUTODISCOVER": (), "MASK": []}
+    assert "DE02" in anna.get(page_of(row)).content.decode()
+
+
+@pytest.mark.usefixtures("allowed")
+def test_stars_that_come_back_mean_what_they_stood_for(anna: Client) -> None:
+    row = make(
+        "mine", args=["hunter2"], kwargs={"user": "ada"}, function="tests.functions.log_in", timezone="Europe/Paris"
+    )
+    html = anna.get(page_of(row)).content.decode()
+    assert "hunter2" not in html
+    assert STARS in html
+    sent = {"function": row.function, "interval": "90", "args": f'["{STARS}"]', "kwargs": '{"user": "bob"}'}
+    assert anna.post(page_of(row), form(**sent)).status_code == 302
+    row = reread(row)
+    assert (row.args, row.kwargs, row.interval) == (["hunter2"], {"user": "bob"}, 90)
+    refused = anna.post(page_of(row), form(**{**sent, "args": f'["{STARS}", 2, 3]'}))
+    assert list(errors(refused)) == ["args"]
+    assert "hunter2" not in refused.content.decode()
+    assert anna.post(page_of(row), form(**{**sent, "args": '["new"]'})).status_code == 302
+    assert reread(row).args == ["new"]
+
+
+# -- progress
+
+
+@pytest.mark.parametrize(
+    ("progress", "told"),
+    [
+        ({"done": 3, "total": 12, "note": XSS}, ['<progress value="0.2500" max="1"', "3 / 12", escape(XSS)]),
+        ({"done": 3, "total": None, "note": ""}, [">3</span>", " 3"]),
+        ({"done": 30, "total": 12}, ['<progress value="1.0000"']),
+        ({"done": 1, "total": 0}, ["1 / 0"]),
+        ({"done": "x"}, ["pgwerk-progress"]),
+        ([1, 2], ["pgwerk-pre"]),
+    ],
+)
+def test_progress(anna: Client, progress: Any, told: list[str]) -> None:
+    job = make_job(status=Status.RUNNING, started_at=JAN, progress=progress)
+    for url in (JOBS, f"{JOBS}{job.pk}/change/"):
+        html = anna.get(url).content.decode()
+        assert any(text in html for text in told), url
+        assert XSS not in html
+
+
+# -- the preview of the form
+
+
+def previewed(client: Client, **fields: Any) -> str:
+    response = client.get(f"{LIST}preview/", {"timezone": "UTC", **fields})
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def test_the_preview_says_what_it_would_be(anna: Client) -> None:
+    html = previewed(anna, cron="0 9 * * mon-fri", timezone="Europe/Paris")
+    assert "At 09:00 on weekdays" in html
+    assert html.count("<li>") == 5
+    assert "09:00:00 CE" in html
+    assert "Every 5 minutes" in previewed(anna, interval="300")
+    assert previewed(anna).strip() == ""
+    assert "2035-01-01 09:00:00 CET" in previewed(
+        anna, next_run_at_0="2035-01-01", next_run_at_1="09:00", timezone="Europe/Paris"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"interval": "59"}, "more often than each minute"),
+        ({"cron": "0 9 1 * mon"}, "on days that match either"),
+        ({"cron": "0 9 */2 * mon"}, "only on days that match both"),
+        ({"cron": "30 2 * * *", "timezone": "Europe/Paris"}, "the clocks skip 02:30: it runs at 03:00 instead"),
+        ({"cron": "*/15 2 * * *", "timezone": "Europe/Paris"}, "the clocks skip 02:00: it has no run then"),
+        ({"cron": "0 9 * * *", "ends_at_0": "2001-01-01", "ends_at_1": "00:00"}, "It never runs"),
+    ],
+)
+def test_the_preview_warns(anna: Client, fields: dict[str, str], warning: str) -> None:
+    assert warning in previewed(anna, **fields)
+
+
+@pytest.mark.parametrize("cron", ["0 9 * * *", "*/15 * * * mon", "30 2 * * *"])
+def test_the_preview_warns_of_nothing_else(anna: Client, cron: str) -> None:
+    assert "pgwerk-finding-wait" not in previewed(anna, cron=cron)  # UTC has no gaps
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"cron": "61 * * * *"}, "61"),
+        ({"cron": XSS}, "cron"),
+        ({"cron": "0 9 * * *", "interval": "60"}, "exactly one"),
+        ({"interval": "x"}, "whole number"),
+        ({"interval": "0"}, "interval"),
+        ({"interval": "60", "timezone": "Mars/Olympus"}, "Mars/Olympus"),
+        ({"interval": "60", "starts_at_0": "soon"}, "valid date"),
+    ],
+)
+def test_the_preview_explains_bad_input(anna: Client, fields: dict[str, str], named: str) -> None:
+    html = previewed(anna, **fields)
+    assert named in html
+    assert "errorlist" in html
+    assert XSS not in html
+
+
+def test_the_preview_of_an_interval_keeps_the_rows_grid(anna: Client) -> None:
+    row = make(timezone="UTC")
+    Schedule.objects.update(anchor_at=JAN + dt.timedelta(minutes=7))
+    assert ":07:00 UTC" in previewed(anna, row=row.pk, interval="3600")
+
+
+@pytest.mark.usefixtures("allowed")
+def test_the_preview_shows_how_the_function_is_called(anna: Client) -> None:
+    assert "add(a: int, b: int = 0) -&gt; int" in previewed(anna, function="tests.functions.add")
+    assert previewed(anna, function="os.system").strip() == ""
+    assert previewed(anna, function="tests.functions.missing").strip() == ""
+
+
+def test_the_preview_is_for_those_who_may_write(viewer: Client, anna: Client, declared: Schedule) -> None:
+    assert viewer.get(f"{LIST}preview/", {"cron": "0 9 * * *"}).status_code == 403
+    assert anna.get(f"{LIST}preview/", {"cron": "0 9 * * *", "row": declared.pk}).status_code == 403
+    assert "pgwerk-preview" not in viewer.get(page_of(declared)).content.decode()
+
+
+def test_a_form_that_was_refused_shows_the_preview_without_javascript(anna: Client) -> None:
+    html = anna.post(ADD, form(cron="30 2 * * *", function="os.system")).content.decode()
+    assert "At 02:30 every day" in html
+    assert "the clocks skip 02:30" in html
+
+
+@pytest.mark.usefixtures("allowed")
+def test_what_a_pattern_admits_is_suggested(anna: Client) -> None:
+    html = anna.get(ADD).content.decode()
+    assert '<option value="tests.functions.add">' in html
+    assert "tests.functions.current_job" not in html  # at home elsewhere
+    assert "os.system" not in html
 
 
 def test_jobs_and_processes_are_never_written(anna: Client) -> None:

@@ -11,6 +11,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext
 
 from pgwerk_django import cron
+from pgwerk_django.admin.masking import masked
 from pgwerk_django.models import Kind, Schedule, Status
 
 EMPTY = "–"
@@ -81,8 +82,8 @@ def span(duration: dt.timedelta) -> str:
     return " ".join(unit % {"n": number} for number, unit in parts[first : first + 2] if number)
 
 
-def shown_text(text: str, *, keep_end: bool = False) -> SafeString:
-    """Text as it is, cut when huge: `keep_end` for tracebacks, whose last line says most."""
+def shown_text(text: str, *, keep_end: bool = False, whole: str = "") -> SafeString:
+    """Text as it is, cut when huge: `keep_end` for tracebacks, whose last line says most. `whole` is where all of it is."""
     cut = text[-LONGEST_SHOWN:] if keep_end else text[:LONGEST_SHOWN]
     block = format_html('<pre class="pgwerk-pre" tabindex="0">{}</pre>', cut)
     if len(cut) == len(text):
@@ -91,11 +92,34 @@ def shown_text(text: str, *, keep_end: bool = False) -> SafeString:
         which = gettext("Only the last %(shown)d of %(all)d characters are shown.")
     else:
         which = gettext("Only the first %(shown)d of %(all)d characters are shown.")
-    return format_html("{}{}", block, note(which % {"shown": len(cut), "all": len(text)}))
+    link = format_html(' <a href="{}">{}</a>', whole, gettext("See all of it")) if whole else ""
+    return format_html("{}{}{}", block, note(which % {"shown": len(cut), "all": len(text)}), link)
 
 
-def shown_json(value: Any) -> str:
-    return EMPTY if value is None else shown_text(json.dumps(value, indent=2, ensure_ascii=False))
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def shown_json(value: Any, *, whole: str = "") -> str:
+    """With what is secret in it as stars."""
+    return EMPTY if value is None else shown_text(json_text(masked(value)), whole=whole)
+
+
+def shown_progress(progress: Any) -> str:
+    """A bar, as far as the job has said how much there is to do; its note, and how far it is."""
+    if not isinstance(progress, dict):
+        return EMPTY if progress is None else shown_json(progress)
+    done, total, said = progress.get("done"), progress.get("total"), progress.get("note")
+    numbers = [number for number in (done, total) if isinstance(number, int | float) and not isinstance(number, bool)]
+    words = " / ".join(f"{number:g}" for number in numbers)
+    bar: str | SafeString = ""
+    if len(numbers) == 2 and numbers[1] > 0:
+        value = min(max(numbers[0] / numbers[1], 0), 1)
+        bar = format_html(
+            '<progress value="{}" max="1" aria-label="{}"></progress>', f"{value:.4f}", gettext("Progress")
+        )
+    said = Truncator(str(said)).chars(200) if said else ""
+    return format_html('<span class="pgwerk-progress">{} {}</span> {}', bar, words, note(said) if said else "")
 
 
 def shorten(text: str, length: int = 80) -> SafeString:

@@ -5,20 +5,22 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.contrib.admin.utils import quote
+from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db import models
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.forms.widgets import Script
-from django.http import HttpRequest
-from django.urls import reverse
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext
 
 from pgwerk_django import conf
-from pgwerk_django.admin.display import EMPTY
+from pgwerk_django.admin.display import EMPTY, json_text, shown_json
+from pgwerk_django.admin.masking import masked, masked_args
 
 MOST_LISTED = 100  # rows that a confirmation page names
 
@@ -77,6 +79,29 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
         listed = and_more([str(row) for row in objs[:MOST_LISTED]], len(objs))
         return listed, {self.opts.verbose_name_plural: len(objs)}, lacking, []
 
+    # -- all of a value that the page cuts short
+
+    whole: tuple[str, ...] = ()  # columns
+
+    def get_urls(self) -> list[Any]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}_value"
+        view = self.admin_site.admin_view(self.value_view)
+        return [path("<path:object_id>/value/<slug:column>/", view, name=name), *super().get_urls()]
+
+    def value_view(self, request: HttpRequest, object_id: str, column: str) -> HttpResponse:
+        row = self.get_object(request, unquote(object_id))
+        if row is None or column not in self.whole:
+            raise Http404
+        if not self.has_view_or_change_permission(request, row):
+            raise PermissionDenied
+        value = getattr(row, column)
+        if column == "args":
+            value = masked_args(row.function, value)
+        text = value if column == "error" else json_text(masked(value))  # the one that is no JSON
+        return HttpResponse(
+            text, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"}
+        )
+
     def url(self, model: type[models.Model], view: str, *args: Any) -> str:
         """A page of this admin site; "" where it does not show that model."""
         if not self.admin_site.is_registered(model):
@@ -112,5 +137,19 @@ def column(model: type[models.Model], name: str, shown: Callable[[Any], Any]) ->
     @admin.display(description=field.verbose_name, ordering=name)
     def presentable(self: Any, row: Any) -> Any:
         return shown(getattr(row, name))
+
+    return presentable
+
+
+def value_column(model: type[models.Model], name: str, shown: Callable[..., Any] = shown_json) -> Callable[..., Any]:
+    """Like `column`, for what may be huge: cut short, with a link to all of it; with stars for what is secret."""
+    field: Any = model._meta.get_field(name)
+
+    @admin.display(description=field.verbose_name)
+    def presentable(self: Any, row: Any) -> Any:
+        value = getattr(row, name)
+        if name == "args":
+            value = masked_args(row.function, value)
+        return shown(value, whole=f"../value/{name}/")
 
     return presentable

@@ -18,6 +18,7 @@ from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
+from django.urls import path
 from django.utils import translation
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -38,12 +39,12 @@ from pgwerk_django.admin.display import (
     pause_in_words,
     relative,
     shorten,
-    shown_json,
     zone_of,
 )
 from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, ReasonForm, ScheduleForm, SuggestingInput, is_admitted
 from pgwerk_django.admin.history import Run, failing_names, is_failing, last_runs, with_open_job
-from pgwerk_django.admin.pages import MOST_LISTED, LightList, Page, and_more, column
+from pgwerk_django.admin.pages import MOST_LISTED, LightList, Page, and_more, column, value_column
+from pgwerk_django.admin.preview import preview
 from pgwerk_django.admin.words import recurrence_in_words, rule_in_words
 from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, Status, atomic, database_now
 
@@ -227,9 +228,10 @@ class ScheduleAdmin(Page):
     actions = ("pause", "resume", "trigger")
     form = ScheduleForm
     heavy = ("args", "kwargs", "meta", "backoff", "description")
-    shown_args = column(Schedule, "args", shown_json)
-    shown_kwargs = column(Schedule, "kwargs", shown_json)
-    shown_meta = column(Schedule, "meta", shown_json)
+    whole = ("args", "kwargs", "meta", "error")
+    shown_args = value_column(Schedule, "args")
+    shown_kwargs = value_column(Schedule, "kwargs")
+    shown_meta = value_column(Schedule, "meta")
     shown_starts_at = column(Schedule, "starts_at", moment)
     shown_ends_at = column(Schedule, "ends_at", moment)
     formfield_overrides = {
@@ -397,6 +399,21 @@ class ScheduleAdmin(Page):
 
     # -- one schedule
 
+    def get_urls(self) -> list[Any]:
+        view = self.admin_site.admin_view(self.preview_view)
+        return [
+            path("preview/", view, name=f"{self.opts.app_label}_{self.opts.model_name}_preview"),
+            *super().get_urls(),
+        ]
+
+    def preview_view(self, request: HttpRequest) -> HttpResponse:
+        """What the form would make, as a piece of HTML; nothing is written."""
+        row = self.get_object(request, request.GET["row"]) if request.GET.get("row") else None
+        if not (self.has_change_permission(request, row) if row else self.has_add_permission(request)):
+            raise PermissionDenied
+        shown = preview(request.GET.dict(), database_now(conf.current().DATABASE), row)
+        return TemplateResponse(request, "admin/pgwerk_django/schedule/preview.html", {"preview": shown})
+
     def get_form(self, request: HttpRequest, obj: Schedule | None = None, change: bool = False, **kwargs: Any) -> Any:
         if obj is not None and not self.has_change_permission(request, obj):
             kwargs["help_texts"] = {}  # how to fill in a field is no help to those who cannot
@@ -465,6 +482,10 @@ class ScheduleAdmin(Page):
         row = context.get("original")
         if row is not None:
             context["pgwerk"] = detail.page(self, request, row)
+        if self.has_change_permission(request, row) if row else self.has_add_permission(request):
+            context["preview_url"] = self.url(Schedule, "preview")
+            if request.method == "POST":  # it was refused: what it would be is shown without JavaScript, too
+                context["preview"] = preview(request.POST.dict(), database_now(conf.current().DATABASE), row)
         return super().render_change_form(request, context, *args, **kwargs)
 
 

@@ -28,3 +28,42 @@ document.addEventListener("keydown", (event) => {
         open.querySelector("summary").focus();
     }
 });
+
+// The form of a schedule: what it would be, while one types.
+document.addEventListener("DOMContentLoaded", () => {
+    const preview = document.getElementById("pgwerk-preview");
+    const form = preview && preview.closest("form");
+    if (!form) return;
+    const body = document.getElementById("pgwerk-preview-body");
+    const names = /^(function|cron|interval|timezone|(starts_at|ends_at|next_run_at)_[01])$/;
+    const rule = form.querySelector(".field-timezone");
+    if (rule) rule.closest("fieldset").append(preview);
+    let timer = null;
+    let asked = null;
+
+    async function ask() {
+        if (asked) asked.abort();
+        asked = new AbortController();
+        const query = new URLSearchParams({row: preview.dataset.row});
+        for (const [name, value] of new FormData(form)) if (names.test(name)) query.append(name, value);
+        try {
+            const response = await fetch(`${preview.dataset.url}?${query}`, {signal: asked.signal});
+            if (!response.ok || response.redirected) return;
+            const answer = await response.text();
+            if (body.innerHTML !== answer) body.innerHTML = answer;
+            preview.hidden = !answer.trim();
+        } catch {
+            // A newer question has taken its place, or the server is away: what is shown stays.
+        }
+    }
+
+    form.addEventListener("input", (event) => {
+        if (!names.test(event.target.name)) return;
+        clearTimeout(timer);
+        timer = setTimeout(ask, 250);
+    });
+    form.addEventListener("change", (event) => {
+        if (names.test(event.target.name)) ask();
+    });
+    ask();
+});
