@@ -65,7 +65,8 @@ def test_processes_with_their_clocks(anna: Client) -> None:
     process.beat(using="default")
     off = Process.objects.create(role="scheduler", host="web-2", stats={"clock": clock("default").timestamp() - 60})
     Process.objects.filter(pk=off.pk).update(heartbeat_at=Now())
-    found = {process["role"]: process for process in shown(anna)["processes"]}
+    scheduler, worker = shown(anna)["processes"]
+    found = {"scheduler": scheduler, "worker": worker}
     assert (found["worker"]["offset"], found["worker"]["version"], found["worker"]["queues"]) == ("right", "1.2.3", "a")
     assert "−1 min" in found["scheduler"]["offset"]
 

@@ -138,6 +138,10 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
         super().__init__(*args, **kwargs)
         # Whether a name is taken is looked up where the row will be.
         self.instance._state.db = self.instance._state.db or conf.current().DATABASE
+        for field in self.fields.values():
+            if isinstance(field.widget, forms.MultiWidget):  # Django's label is for neither of the two inputs
+                for widget, part in zip(field.widget.widgets, (_("date"), _("time")), strict=True):
+                    widget.attrs["aria-label"] = f"{field.label}: {part}"
         # What is secret goes out as stars, and stars that come back mean what they stood for.
         row = self.instance
         self._secret = {"args": row.args, "kwargs": row.kwargs, "meta": row.meta} if row.pk else {}

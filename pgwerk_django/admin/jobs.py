@@ -87,10 +87,7 @@ class JobScheduleFilter(admin.SimpleListFilter):
 
 @admin.register(Job)
 class JobAdmin(ReadOnlyPage):
-    list_display = (
-        "shown_name", "shown_status", "shown_reason", "brief_due", "brief_started", "shown_duration", "shown_lateness",
-        "queue", "shown_attempt",
-    )  # fmt: skip
+    list_display = ("shown_name", "brief_status", "brief_due", "shown_timing", "queue", "shown_attempt")
     list_filter = (JobScheduleFilter, "status", "kind", JobQueueFilter, "enqueued_at")
     search_fields = ("schedule_name", "function")
     search_help_text = _(
@@ -159,13 +156,21 @@ class JobAdmin(ReadOnlyPage):
             else shown
         )
 
+    @admin.display(description=_("status"))
+    def brief_status(self, job: Job) -> SafeString:
+        shown = self.shown_status(job)
+        return format_html("{} {}", shown, shorten(job.reason)) if job.reason else shown
+
     @admin.display(description=_("due at"))
     def brief_due(self, job: Any) -> str:
         return brief(job.due_at, job.judged_at)
 
-    @admin.display(description=_("started at"))
-    def brief_started(self, job: Any) -> str:
-        return brief(job.started_at, job.judged_at)
+    @admin.display(description=_("duration"))
+    def shown_timing(self, job: Job) -> str:
+        late = lateness_of(job)
+        return format_html(
+            "{} {}", duration_of(job), note(gettext("%(span)s late") % {"span": late}) if late != EMPTY else ""
+        )
 
     @admin.display(description=_("duration"))
     def shown_duration(self, job: Job) -> str:
@@ -178,10 +183,6 @@ class JobAdmin(ReadOnlyPage):
     @admin.display(description=_("attempt"))
     def shown_attempt(self, job: Job) -> str:
         return f"{job.attempt} / {job.max_attempts}"
-
-    @admin.display(description=_("reason"))
-    def shown_reason(self, job: Job) -> str:
-        return shorten(job.reason) if job.reason else EMPTY
 
     # -- one job
 

@@ -146,8 +146,7 @@ class OverviewAdmin(Page):
         offset = clock_offset(process)
         alive = is_alive(process)
         return {
-            "name": self.link(f"{process.host}:{process.pid}", Process, process.pk),
-            "role": process.role,
+            "name": self.link(str(process), Process, process.pk),
             "state": chip("alive", gettext("Alive")) if alive else chip("silent", gettext("Silent")),
             "heartbeat": relative(process.heartbeat_at, process.judged_at),
             "version": process.version,
