@@ -7,11 +7,14 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import get_commands
 from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from pgwerk_django import conf, targets
 from pgwerk_django.registry import registry
+
+COMMANDS = ("queues", "runscheduler", "runworker", "schedules", "syncschedules")
 
 
 @checks.register("pgwerk")
@@ -96,6 +99,21 @@ def check_functions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     """Each function that code declares can be run by its target, which imports it by its path."""
     return [
         checks.Error(f"schedule {name!r}: {problem}", id="pgwerk_django.E006") for name, problem in _function_problems()
+    ]
+
+
+@checks.register("pgwerk")
+def check_commands(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Of two apps with a command of one name (Channels has a `runworker` too) the one listed first has it."""
+    found = get_commands()
+    return [
+        checks.Warning(
+            f"'manage.py {name}' is that of {found[name]}, not ours",
+            hint=f"List 'pgwerk_django' before '{found[name]}' in INSTALLED_APPS, if ours is what you run.",
+            id="pgwerk_django.W001",
+        )
+        for name in COMMANDS
+        if found.get(name) != "pgwerk_django"
     ]
 
 

@@ -1,31 +1,80 @@
-"""Ad-hoc jobs: `enqueue()` writes one in the caller's transaction, `current_job()` is the one that runs here."""
+"""Ad-hoc jobs: `enqueue()` writes one in the caller's transaction, `current_job()` is the one that runs here; queues."""
 
 import contextlib
 import contextvars
 import datetime as dt
-from collections.abc import Iterator, Mapping
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import IntegrityError
+from django.db import IntegrityError, connections
 from django.db.models.functions import Now
 
 from pgwerk_django import conf
 from pgwerk_django import registry as declared
-from pgwerk_django.models import Job, Kind, Status, atomic
+from pgwerk_django.models import Job, Kind, Queue, Status, atomic, random_key
 
 LONGEST_KEY = 255
+LONGEST_NOTE = 200
 
-_running: contextvars.ContextVar[Job | None] = contextvars.ContextVar("pgwerk_job", default=None)
+_running: contextvars.ContextVar["CurrentJob | None"] = contextvars.ContextVar("pgwerk_job", default=None)
 
 
-def current_job() -> Job | None:
-    """The job whose function is running here; None outside of one. Its `due_at`, `attempt` and `meta` are those of the row."""
+class CurrentJob:
+    """The job that runs here: what its row says (`due_at`, `attempt`, `meta`, ...), and what its function may say and ask.
+
+    `row` is the `Job` as it was claimed.
+    """
+
+    def __init__(self, row: Job, report: "Callable[[dict[str, Any]], None] | None" = None) -> None:
+        self.row = row
+        self._report = report or self._write
+        self._cancelled = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.row, name)
+
+    def __repr__(self) -> str:
+        return f"<CurrentJob: {self.row}>"
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far it is: `done` of `total`, or just `done`; shown in the admin, at once or half a second later.
+
+        It is no part of the job's own transaction. Raises `TypeError` or `ValueError`, naming the argument.
+        """
+        for name, value in (("done", done), ("total", total)):
+            if value is None and name == "total":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r:.80}")
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {value!r:.80}")
+        if not isinstance(note, str):
+            raise TypeError(f"note must be a string, got {note!r:.80}")
+        self._report({"done": done, "total": total, "note": declared.json_value(note[:LONGEST_NOTE], "note")})
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked this job to stop. It may return what it has, or raise `exceptions.JobCancelled`."""
+        return self._cancelled.is_set()
+
+    def ask_to_stop(self) -> None:
+        """The worker's side of `cancelled`."""
+        self._cancelled.set()
+
+    def _write(self, progress: dict[str, Any]) -> None:
+        Job.objects.using(self.row._state.db).filter(pk=self.row.pk).update(progress=progress)
+
+
+def current_job() -> CurrentJob | None:
+    """The job whose function is running here; None outside of one."""
     return _running.get()
 
 
 @contextlib.contextmanager
-def running(job: Job) -> Iterator[None]:
+def running(job: CurrentJob) -> Iterator[None]:
     token = _running.set(job)
     try:
         yield
@@ -55,30 +104,14 @@ def enqueue(
     It is part of the caller's transaction. With a `_key` that exists already nothing is written, and None is given back.
     Raises `ValueError` or `TypeError`, naming the option, for what cannot be stored or does not fit the function.
     """
-    unknown = [key for key in kwargs if key.startswith("_")]
-    if unknown:
-        raise TypeError(f"{unknown[0]!r} is not an option of enqueue()")
-    function = declared.import_path(func)
-    job = Job(
-        function=function,
-        args=declared.json_args(args, "args"),
-        kwargs=declared.json_dict(kwargs, "kwargs"),
-        queue=declared.queue(_queue, "_queue"),
-        priority=declared.priority(_priority, "_priority"),
-        max_attempts=declared.attempts(_max_attempts, "_max_attempts"),
-        backoff=declared.backoff(_backoff, "_backoff"),
-        timeout=declared.timeout(_timeout, "_timeout"),
-        result_ttl=declared.ttl(_result_ttl, "_result_ttl"),
-        failure_ttl=declared.ttl(_failure_ttl, "_failure_ttl"),
-        meta=declared.json_dict(_meta, "_meta"),
-        kind=Kind.ADHOC,
-        status=Status.READY,
-    )
+    job = _job(func, args, kwargs, {
+        "_queue": _queue, "_priority": _priority, "_timeout": _timeout, "_max_attempts": _max_attempts,
+        "_backoff": _backoff, "_meta": _meta, "_result_ttl": _result_ttl, "_failure_ttl": _failure_ttl,
+    })  # fmt: skip
     if _key is not None:
-        job.key = declared.text(_key, "_key", longest=LONGEST_KEY)
+        job.key = _read_key(_key, "_key")
     job.run_at = _run_at(_delay, _at)
-    if not isinstance(func, str):
-        declared.check_arguments(func, args, kwargs)
+    _check_calls(func, [job])
     using = conf.current().DATABASE
     try:
         with atomic(using):
@@ -90,13 +123,153 @@ def enqueue(
     return job
 
 
+def enqueue_many(
+    func: Any,
+    calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+    /,
+    *,
+    _keys: Sequence[str] | None = None,
+    _delay: int | dt.timedelta | None = None,
+    _at: dt.datetime | None = None,
+    **options: Any,
+) -> list[Job]:
+    """Write one job for each of `calls`, a list of positional or a dict of keyword arguments, in one statement.
+
+    Options are those of `enqueue`, for all of them; `_keys` has one key for each call. Gives back the jobs written: those
+    whose key exists already are not.
+    """
+    if "_key" in options:
+        raise TypeError(f"enqueue_many() takes _keys, one for each call, got _key={options['_key']!r:.80}")
+    jobs = [
+        _job(func, [], call, options) if isinstance(call, Mapping) else _job(func, _positional(call), {}, options)
+        for call in calls
+    ]
+    keys = [random_key() for _ in jobs] if _keys is None else [_read_key(key, "_keys") for key in _keys]
+    if len(keys) != len(jobs):
+        raise ValueError(f"_keys must have one key for each of the {len(jobs)} calls, got {len(keys)}")
+    _check_one(_delay, _at)
+    _check_calls(func, jobs)
+    if not jobs:
+        return []
+    using = conf.current().DATABASE
+    parameters = {
+        **{
+            field.column: field.get_db_prep_save(getattr(jobs[0], field.attname), connections[using])
+            for field in Job._meta.concrete_fields
+            if field.column in _SHARED
+        },
+        "keys": keys,
+        "args": [json.dumps(job.args) for job in jobs],
+        "kwargs": [json.dumps(job.kwargs) for job in jobs],
+        "at": declared.instant(_at, "_at"),
+        "delay": 0 if _delay is None else declared.duration(_delay, "_delay"),
+    }
+    with atomic(using):
+        return list(Job.objects.using(using).raw(_INSERT_MANY, parameters))
+
+
 async def aenqueue(func: Any, /, *args: Any, **options: Any) -> Job | None:
     return await sync_to_async(enqueue)(func, *args, **options)
 
 
-def _run_at(delay: object, at: object) -> Any:
+async def aenqueue_many(func: Any, calls: Iterable[Sequence[Any] | Mapping[str, Any]], /, **options: Any) -> list[Job]:
+    return await sync_to_async(enqueue_many)(func, calls, **options)
+
+
+def pause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
+    """Let no more jobs of a queue start, on any worker; what runs goes on. Whether it was not paused before."""
+    queues = Queue.objects.using(conf.current().DATABASE)
+    with atomic(queues.db):
+        queues.bulk_create([Queue(name=declared.queue(name, "name"))], ignore_conflicts=True)
+        return queues.filter(name=name).pause(by=by, reason=reason) > 0
+
+
+def resume_queue(name: str, *, by: str = "") -> bool:
+    """End such a pause. Whether there was one."""
+    return Queue.objects.using(conf.current().DATABASE).filter(name=name).resume(by=by) > 0
+
+
+async def apause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
+    return await sync_to_async(pause_queue)(name, reason=reason, by=by)
+
+
+async def aresume_queue(name: str, *, by: str = "") -> bool:
+    return await sync_to_async(resume_queue)(name, by=by)
+
+
+# What all jobs of one `enqueue_many` have in common.
+_SHARED = (
+    "function", "queue", "priority", "max_attempts", "backoff", "timeout", "result_ttl", "failure_ttl", "meta",
+)  # fmt: skip
+
+_INSERT_MANY = f"""
+INSERT INTO _pgwerk_jobs (key, args, kwargs, run_at, {", ".join(_SHARED)})
+SELECT call.key, call.args::jsonb, call.kwargs::jsonb,
+    coalesce(%(at)s::timestamptz, statement_timestamp() + %(delay)s * interval '1 second'),
+    {", ".join(f"%({column})s" for column in _SHARED)}
+FROM unnest(%(keys)s::text[], %(args)s::text[], %(kwargs)s::text[]) WITH ORDINALITY AS call (key, args, kwargs, place)
+ORDER BY place
+ON CONFLICT (key) DO NOTHING
+RETURNING *
+"""  # noqa: S608  our own column names
+
+
+def _job(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Job:
+    """A job in memory. Raises `ValueError` or `TypeError`, naming the option."""
+    unknown = [key for key in [*kwargs, *options] if key.startswith("_") and (key in kwargs or key not in _OPTIONS)]
+    if unknown or options.keys() - _OPTIONS.keys():
+        name = unknown[0] if unknown else min(options.keys() - _OPTIONS.keys())
+        raise TypeError(f"{name!r} is not an option of enqueue()")
+    columns = {
+        option.removeprefix("_"): read(options[option], option)
+        for option, read in _OPTIONS.items()
+        if option in options
+    }
+    return Job(
+        function=declared.import_path(func),
+        args=declared.json_args(args, "args"),
+        kwargs=declared.json_dict(kwargs, "kwargs"),
+        kind=Kind.ADHOC,
+        status=Status.READY,
+        **columns,
+    )
+
+
+def _check_calls(func: Any, jobs: Iterable[Job]) -> None:
+    if not isinstance(func, str):
+        for job in jobs:
+            declared.check_arguments(func, job.args, job.kwargs)
+
+
+_OPTIONS: dict[str, Callable[[object, str], Any]] = {
+    "_queue": declared.queue,
+    "_priority": declared.priority,
+    "_timeout": declared.timeout,
+    "_max_attempts": declared.attempts,
+    "_backoff": declared.backoff,
+    "_meta": declared.json_dict,
+    "_result_ttl": declared.ttl,
+    "_failure_ttl": declared.ttl,
+}
+
+
+def _positional(call: object) -> Sequence[Any]:
+    if not isinstance(call, list | tuple):
+        raise TypeError(f"calls must be lists of positional or dicts of keyword arguments, got {call!r:.80}")
+    return call
+
+
+def _read_key(key: object, option: str) -> str:
+    return declared.text(key, option, longest=LONGEST_KEY)
+
+
+def _check_one(delay: object, at: object) -> None:
     if delay is not None and at is not None:
         raise ValueError(f"only one of _delay and _at may be given, got _delay={delay!r}, _at={at!r}")
+
+
+def _run_at(delay: object, at: object) -> Any:
+    _check_one(delay, at)
     if delay is not None:
         return Now() + dt.timedelta(seconds=declared.duration(delay, "_delay"))
     instant = declared.instant(at, "_at")

@@ -91,10 +91,10 @@ def hearing(*numbers: int, tell: Callable[[int], None]) -> Iterator[None]:
 
 
 class Every:
-    """Says that it is time once in each `interval`, the first time at once."""
+    """Says that it is time once in each `interval` (seconds or a `timedelta`), the first time at once."""
 
-    def __init__(self, interval: timedelta) -> None:
-        self._seconds = interval.total_seconds()
+    def __init__(self, interval: timedelta | float) -> None:
+        self._seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
         self._next = time.monotonic()
 
     def __call__(self) -> bool:
@@ -104,9 +104,9 @@ class Every:
         self._next = now + self._seconds
         return True
 
-    def again(self) -> None:
-        """There is more to do: it is time at the next call too."""
-        self._next = time.monotonic()
+    def again(self, seconds: float = 0) -> None:
+        """There is more to do: it is time at the next call too, or so many seconds from now."""
+        self._next = time.monotonic() + seconds
 
 
 class Loop:

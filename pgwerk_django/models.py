@@ -27,6 +27,7 @@ from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interv
 HEARTBEAT = timedelta(seconds=10)
 SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
 DEAD_AFTER = timedelta(minutes=5)  # its row is deleted
+MOST_COUNTED = 10_000  # jobs of a queue: who has more need not know how many
 SYNC = "sync"  # `paused_by` of a pause that code may lift again
 # PostgreSQL's [[:cntrl:]] depends on the locale, so the characters are named.
 CONTROL_CHARACTERS = r"[\x01-\x1f\x7f\u0080-\u009f]"
@@ -573,6 +574,7 @@ class Job(models.Model):
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
+    prefetched = models.BooleanField(_("prefetched"), default=False, db_default=False)  # claimed, and not yet started
     worker = models.ForeignKey(
         "Process",
         models.DO_NOTHING,
@@ -655,6 +657,27 @@ class QueueQuerySet(models.QuerySet["Queue"]):
                 ON CONFLICT DO NOTHING
                 """
             )
+
+    def with_load(self) -> Self:
+        """Each with `waiting` (jobs that could run now, counted to `MOST_COUNTED`), `running` and `oldest` (its `run_at`)."""
+        waits = "queue = _pgwerk_queues.name AND status = 'READY' AND run_at <= statement_timestamp()"
+        return self.annotate(
+            waiting=RawSQL(  # noqa: S611  no parameters of people's
+                f"(SELECT count(*) FROM (SELECT FROM _pgwerk_jobs WHERE {waits} LIMIT %s) AS counted)",  # noqa: S608
+                [MOST_COUNTED],
+                models.IntegerField(),
+            ),
+            running=RawSQL(
+                "(SELECT count(*) FROM _pgwerk_jobs WHERE queue = _pgwerk_queues.name AND status = 'RUNNING')",
+                [],
+                models.IntegerField(),
+            ),
+            oldest=RawSQL(  # noqa: S611
+                f"(SELECT min(run_at) FROM (SELECT run_at FROM _pgwerk_jobs WHERE {waits} LIMIT %s) AS counted)",  # noqa: S608
+                [MOST_COUNTED],
+                models.DateTimeField(null=True),
+            ),
+        )
 
     def pause(self, *, by: str = "", reason: str = "") -> int:
         """Let no more of their jobs start; what runs goes on. One that is paused keeps its own pause."""

@@ -16,10 +16,10 @@ import pgwerk_django
 from pgwerk_django import conf, signals, targets
 from pgwerk_django import registry as declared
 from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
 from pgwerk_django.models import (
     HEARTBEAT,
-    Job,
     Origin,
     Process,
     Schedule,
@@ -31,13 +31,10 @@ from pgwerk_django.registry import Options
 from pgwerk_django.sync import Difference, check_on_unregistered, synchronise
 from pgwerk_django.targets.worker import load
 from pgwerk_django.tick import tick
-from pgwerk_django.worker import recover_lost
 
 Function = TypeVar("Function")
 
-HOUSEKEEPING = dt.timedelta(minutes=1)
 LOOK_ASIDE = dt.timedelta(hours=1)  # for what was set aside, and for what is left to newer code
-EXPIRED_BATCH = 1000
 # Seconds to wait when something is due, but another scheduler holds it.
 HELD_BY_ANOTHER = (0.05, 0.25)
 SYNC_PATIENCE = dt.timedelta(milliseconds=300)
@@ -107,16 +104,6 @@ class _Service:
 
 def _held_by_another() -> float:
     return random.uniform(*HELD_BY_ANOTHER)  # noqa: S311  # not all schedulers at once; it guards nothing
-
-
-def keep_house(*, using: str) -> int:
-    """Delete what has expired (one batch) and who is dead, and find jobs whose worker vanished. How many jobs expired."""
-    jobs = Job.objects.using(using).delete_expired(EXPIRED_BATCH)
-    processes = Process.objects.using(using).delete_dead()
-    recover_lost(using=using)
-    if jobs or processes:
-        signals.send(signals.housekept, using=using, jobs=jobs, processes=processes)
-    return jobs
 
 
 class Scheduler:

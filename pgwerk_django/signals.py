@@ -7,10 +7,12 @@ made the event true, and an error in a receiver never reaches the scheduler or t
 import functools
 import json
 import logging
+import queue
 import re
+import threading
 from typing import Any
 
-from django.db import transaction
+from django.db import close_old_connections, connections, transaction
 from django.dispatch import Signal
 
 logger = logging.getLogger("pgwerk_django")
@@ -32,6 +34,8 @@ jobs_cancelled = Signal()  # jobs: keys, by, reason, force: what waited is, what
 jobs_retried = Signal()  # jobs: keys, by
 queues_paused = Signal()  # names, by, reason
 queues_resumed = Signal()  # names, by
+job_cancelled = Signal()  # job, attempt, seconds: one that ran, and was stopped
+child_died = Signal()  # pid, how: a process that runs jobs, by itself; another takes its place
 lease_lost = Signal()  # job_id
 jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not finish
 jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanished
@@ -56,6 +60,8 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     job_started: ("job_started", logging.DEBUG),
     job_finished: ("job_finished", logging.INFO),
     job_failed: ("job_failed", logging.WARNING),
+    job_cancelled: ("job_cancelled", logging.INFO),
+    child_died: ("child_died", logging.ERROR),
     jobs_cancelled: ("jobs_cancelled", logging.INFO),
     jobs_retried: ("jobs_retried", logging.INFO),
     queues_paused: ("queues_paused", logging.INFO),
@@ -83,6 +89,34 @@ def send(signal: Signal, *, using: str, **event: Any) -> None:
 def send_now(signal: Signal, **event: Any) -> None:
     """Send `signal` without a look at the database, which may be what is lost."""
     signal.send_robust(sender=None, **event)
+
+
+class Teller:
+    """Sends events in their order on a thread of its own: a receiver that is slow holds up nobody's lease."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[tuple[Signal, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def send(self, signal: Signal, **event: Any) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="pgwerk-tell", daemon=True)
+            self._thread.start()
+        self._events.put((signal, event))
+
+    def close(self, seconds: float) -> None:
+        """Wait at most so long until all are sent."""
+        if self._thread is not None:
+            self._events.put(None)
+            self._thread.join(seconds)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (told := self._events.get()) is not None:
+            signal, event = told
+            send_now(signal, **event)
+            close_old_connections()
+        connections.close_all()
 
 
 def send_database_lost(error: Exception) -> None:

@@ -1,186 +1,49 @@
-"""Claim jobs under a lease, run them, finish them: at least once each, and only by whoever holds the claim."""
+"""Claim jobs under a lease, have them run, finish them: at least once each, and only by whoever holds the claim."""
 
-import datetime as dt
 import json
 import os
 import queue
-import random
-import threading
 import time
-import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from django.db import DataError, close_old_connections, transaction
+from django.db import DataError, connections
+from django.dispatch import Signal
 
 import pgwerk_django
-from pgwerk_django import conf, jobs, registry, signals
-from pgwerk_django.exceptions import JobTimeout
-from pgwerk_django.loop import Bell, Every, Loop, listening
-from pgwerk_django.models import HEARTBEAT, Job, Process, Status
-from pgwerk_django.targets.worker import call, load
+from pgwerk_django import conf, signals
+from pgwerk_django.children import Child, Children, Held
+from pgwerk_django.claims import FIELDS, Claim, Claims, recover_lost
+from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
+from pgwerk_django.execution import Outcome
+from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
+from pgwerk_django.loop import Bell, Every, Loop, Lost, listening
+from pgwerk_django.models import HEARTBEAT, Process, Status
 
-WORKER_LOST = "worker lost"
-LONGEST_ERROR = 50_000
-FIRST_BACKOFF = 10  # seconds before the second attempt, where the schedule says nothing else
-LONGEST_BACKOFF = 3600
+# Seconds. Under load outcomes are written, and jobs claimed, at most so often: more at once cost less each.
+LINGER = 0.005
+AHEAD = 0.1  # as much work is claimed ahead of who is free to do it, going by how long jobs have run so far,
+MOST_AHEAD = 200  # jobs at most;
+LONGEST_AHEAD = 1.0  # and what waited longer for its turn is for others to run.
+AT_HAND, MOST_AT_HAND = 0.002, 10  # as much work, and jobs at most, a process has before it beyond what it runs;
+LONGEST_AT_HAND = 0.1  # it gives back what it has not started by then
+BEGIN_AFTER = 0.01  # before that, a job's start is written with its end
+PROGRESS_EVERY = 0.5
+STOPS_WITHIN = 1.0  # a job that is told to stop, or the process that runs it is killed
+CLEAN_MORE = 1.0  # to the next batch of expired jobs, when there are more
+AWAY = 0.5  # between two tries to say the last things to a database that is away
+TELLS_WITHIN = 10.0  # receivers of signals, once all is done
 
-# Queue by queue, so that each claim is one walk along the index `pgwerk_claim`; statuses are literals for its sake.
-_CLAIM = """
-WITH RECURSIVE all_queues (name) AS (
-    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND %(every)s ORDER BY queue LIMIT 1)
-    UNION ALL
-    SELECT (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND queue > all_queues.name ORDER BY queue LIMIT 1)
-    FROM all_queues WHERE all_queues.name IS NOT NULL
-), queues (name, place) AS (
-    SELECT name, place FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS named (name, place)
-    UNION ALL SELECT name, 0 FROM all_queues WHERE name IS NOT NULL
-), picked AS MATERIALIZED (
-    SELECT waiting.id FROM queues CROSS JOIN LATERAL (
-        SELECT id, priority, run_at FROM _pgwerk_jobs
-        WHERE queue = queues.name AND status = 'READY' AND run_at <= statement_timestamp() AND target = 'worker'
-        ORDER BY priority DESC, run_at LIMIT %(limit)s
-        FOR UPDATE SKIP LOCKED
-    ) waiting
-    ORDER BY place, priority DESC, run_at LIMIT %(limit)s
-)
-UPDATE _pgwerk_jobs job SET
-    status = 'RUNNING', attempt = attempt + 1, claims = claims + 1, started_at = statement_timestamp(),
-    lease_until = statement_timestamp() + %(lease)s, worker_id = %(worker)s, worker_name = %(worker_name)s
-FROM picked WHERE job.id = picked.id
-RETURNING job.*
-"""
-
-_RENEW = """
-UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
-FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
-RETURNING job.id
-"""
-
-_FINISH = """
-UPDATE _pgwerk_jobs job SET
-    status = mine.status,
-    result = mine.result::jsonb,
-    error = mine.error,
-    errors = CASE WHEN mine.status = 'READY' THEN
-        job.errors || jsonb_build_object('attempt', job.attempt, 'at', statement_timestamp(), 'error', mine.error)
-        ELSE job.errors END,
-    run_at = CASE WHEN mine.status = 'READY' THEN
-        statement_timestamp() + mine.delay * interval '1 second' ELSE job.run_at END,
-    finished_at = CASE WHEN mine.status <> 'READY' THEN statement_timestamp() END,
-    expires_at = CASE mine.status
-        WHEN 'SUCCESSFUL' THEN
-            statement_timestamp() + coalesce(job.result_ttl, %(result_ttl)s) * interval '1 second'
-        WHEN 'FAILED' THEN
-            statement_timestamp() + coalesce(job.failure_ttl, %(failure_ttl)s) * interval '1 second' END,
-    lease_until = NULL,
-    worker_id = CASE WHEN mine.status <> 'READY' THEN job.worker_id END
-FROM unnest(
-    %(ids)s::uuid[], %(claims)s::integer[], %(statuses)s::text[], %(results)s::text[], %(errors)s::text[],
-    %(delays)s::float8[]
-) AS mine (id, claims, status, result, error, delay)
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
-RETURNING job.id
-"""
-
-_HAND_BACK = """
-UPDATE _pgwerk_jobs job SET
-    status = 'READY', attempt = job.attempt - 1, lease_until = NULL, worker_id = NULL, started_at = NULL
-FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
-RETURNING job.id
-"""
-
-_RECOVER = """
-WITH lost AS MATERIALIZED (
-    SELECT id FROM _pgwerk_jobs
-    WHERE status = 'RUNNING' AND (lease_until < statement_timestamp() OR lease_until IS NULL)
-    FOR UPDATE SKIP LOCKED
-)
-UPDATE _pgwerk_jobs job SET
-    status = CASE WHEN attempt < max_attempts THEN 'READY' ELSE 'FAILED' END,
-    error = %(error)s,
-    errors = CASE WHEN attempt < max_attempts THEN
-        errors || jsonb_build_object('attempt', attempt, 'at', statement_timestamp(), 'error', %(error)s::text)
-        ELSE errors END,
-    run_at = CASE WHEN attempt < max_attempts THEN statement_timestamp() ELSE run_at END,
-    finished_at = CASE WHEN attempt >= max_attempts THEN statement_timestamp() END,
-    expires_at = CASE WHEN attempt >= max_attempts THEN
-        statement_timestamp() + coalesce(failure_ttl, %(failure_ttl)s) * interval '1 second' END,
-    lease_until = NULL,
-    worker_id = CASE WHEN attempt >= max_attempts THEN worker_id END
-FROM lost WHERE job.id = lost.id
-RETURNING status
-"""
-
-
-def recover_lost(*, using: str) -> int:
-    """Find jobs whose lease ran out: READY again while attempts remain, else FAILED. How many there were."""
-    parameters = {"error": WORKER_LOST, "failure_ttl": conf.current().FAILURE_TTL}
-    with transaction.get_connection(using).cursor() as cursor:
-        cursor.execute(_RECOVER, parameters)
-        statuses = [status for (status,) in cursor.fetchall()]
-    if statuses:
-        failed = statuses.count(Status.FAILED)
-        signals.send(signals.jobs_recovered, using=using, retried=len(statuses) - failed, failed=failed)
-    return len(statuses)
-
-
-def backoff_before(attempt: int, backoff: int | list[int] | None) -> float:
-    """Seconds from the failed attempt number `attempt` to the next: as the schedule says, else doubling, with jitter."""
-    if isinstance(backoff, list):
-        return backoff[min(attempt, len(backoff)) - 1]
-    if backoff is not None:
-        return backoff
-    ceiling: int = min(FIRST_BACKOFF * 2 ** min(attempt - 1, 20), LONGEST_BACKOFF)
-    return ceiling * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, guards nothing
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How one run of a job ended."""
-
-    job: Job
-    status: str
-    result: str | None = None
-    error: str = ""
-    summary: str = ""  # the error in one line
-    delay: float = 0
-    seconds: float = 0  # how long it ran
-
-    @classmethod
-    def success(cls, job: Job, value: object) -> "Outcome":
-        try:
-            return cls(job, Status.SUCCESSFUL, result=json.dumps(registry.json_value(value, "the job's result")))
-        except (TypeError, ValueError) as error:
-            # It ran; another attempt would run it again and return the same.
-            return cls(job, Status.FAILED, error=str(error), summary=str(error))
-
-    @classmethod
-    def failure(cls, job: Job, error: BaseException) -> "Outcome":
-        text = str(error) if isinstance(error, JobTimeout) else "".join(traceback.format_exception(error))
-        text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()[-LONGEST_ERROR:]
-        summary = f"{type(error).__name__}: {error}".splitlines()[0]
-        if job.attempt < job.max_attempts:
-            delay = backoff_before(job.attempt, job.backoff)
-            return cls(job, Status.READY, error=text, summary=summary, delay=delay)
-        return cls(job, Status.FAILED, error=text, summary=summary)
-
-
-@dataclass(slots=True)
-class _Running:
-    job: Job
-    deadline: float | None
-    lost: bool = False
+_ID, _CLAIMS, _TIMEOUT = (FIELDS.index(name) for name in ("id", "claims", "timeout"))
 
 
 class Worker:
-    """Runs jobs in threads. Everything said to the queue goes over the loop's one connection, in batches.
+    """Runs jobs in child processes. Everything said to the queue goes over the loop's one connection, in batches.
 
-    A plain function that runs out its `timeout` is recorded as timed out, but no thread can be stopped from outside: it
-    keeps its place until it ends. Async functions are cancelled.
+    `concurrency` processes (the CPUs) run `threads` jobs each at a time. A job that runs out its `timeout` is stopped: by an
+    exception where Python can raise one in it, else with its process, once the jobs beside it are done or
+    `shutdown_timeout` is over; those are then handed back.
     """
 
     def __init__(
@@ -188,6 +51,8 @@ class Worker:
         *,
         queues: Sequence[str] = (),
         concurrency: int | None = None,
+        threads: int = 1,
+        max_jobs_per_child: int | None = None,
         using: str | None = None,
         burst: bool = False,
         shutdown_timeout: float = 30,
@@ -196,22 +61,33 @@ class Worker:
         self.using = using or conf.current().DATABASE
         self.queues = list(queues)
         self.concurrency = concurrency or os.cpu_count() or 1
+        self.threads = threads
+        self.max_jobs_per_child = max_jobs_per_child
         self.burst = burst
         self.shutdown_timeout = shutdown_timeout
         self.bell = Bell()
+        self.handed_back = 0  # jobs that did not finish in time when it stopped
         self._process = Process.here("worker", version=pgwerk_django.__version__, queues=self.queues)
-        self._todo: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._outcomes: list[Outcome] = []
-        self._running: dict[Any, _Running] = {}
-        self._free = self.concurrency
-        self._lease = dt.timedelta(seconds=conf.current().LEASE)
+        self._children: Children | None = None
+        self._news: queue.SimpleQueue[tuple[str, Child | None, Any, Any]] = queue.SimpleQueue()
+        self._rung = False  # for the news that wait
+        self._held: dict[Claim, Held] = {}
+        self._outcomes: list[tuple[Held, Outcome]] = []
+        self._progress: dict[Claim, str] = {}
+        self._usual = AHEAD * MOST_AHEAD  # seconds that a job has run of late
+        self._lease = conf.current().LEASE
+        self._wrote = self._found_none = float("-inf")
+        self._claims_soon = False
+        self._to_hand_back: list[Held] = []
         self._time_to_beat = Every(HEARTBEAT)
         self._time_to_renew = Every(self._lease / 3)
         self._time_to_recover = Every(self._lease / 3)
+        self._time_to_progress = Every(PROGRESS_EVERY)
+        self._time_to_ask = Every(conf.current().POLL_INTERVAL)
+        self._time_to_clean = Every(HOUSEKEEPING)
+        self._teller = signals.Teller()
         self._loop: Loop | None = None
-        self._stopped = False
-        self._threads: list[threading.Thread] = []
+        self._stopped = self._hurried = False
 
     # -- the loop's side
 
@@ -234,180 +110,348 @@ class Worker:
         self._stopped = True
         if self._loop is not None:
             self._loop.stop()
+        self.bell.ring()
+
+    def hurry(self) -> None:
+        """Stop now: what runs is ended and handed back."""
+        self._hurried = True
+        self.stop()
 
     def step(self) -> float:
-        self._begin()
-        self._tend()
-        claimed = self._claim(self._free) if self._free else 0
-        if self.burst and not (claimed or self._running or self._outcomes):
+        children = self._begin()
+        if (lingers := self._lingers()) > 0:
+            return lingers
+        self._tend(children)
+        claimed = self._claim(children)
+        if self.burst and claimed == 0 and not (self._held or self._outcomes):
             self.stop()
-        return min(conf.current().POLL_INTERVAL, self._until_deadline())
+        return self._until_next()
 
     def close(self) -> None:
         """Finish what runs within `shutdown_timeout`, hand the rest back without spending an attempt."""
-        ends = time.monotonic() + self.shutdown_timeout
-        while self._running and (left := ends - time.monotonic()) > 0:
-            self.bell.wait(min(left, conf.current().POLL_INTERVAL, self._until_deadline()))
-            self._tend()
-        for _thread in self._threads:
-            self._todo.put(None)
-        self._tend()
-        self._hand_back()
-        if self._threads:
-            signals.send_now(signals.process_stopped, role="worker")
-            self._process.end(using=self.using)
-
-    def _begin(self) -> None:
-        if self._threads:
+        children = self._children
+        if children is None:
             return
-        self._process.beat(using=self.using)
-        for number in range(self.concurrency):
-            # Daemons: a job that will not end must not keep the process from ending.
-            thread = threading.Thread(target=self._work, name=f"pgwerk-worker-{number}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        queues = self.queues or ["(all)"]
-        signals.send_now(signals.process_started, role="worker", queues=queues, concurrency=self.concurrency)
+        self._stopped = True
+        ends = time.monotonic() + self.shutdown_timeout
+        self._try(lambda: self._hand_back(children.take_back()))
+        while self._held and not self._hurried and (left := ends - time.monotonic()) > 0:
+            # A database that is away may be back before the time is over.
+            delay = max(self._lingers(), self._until_next()) if self._try(lambda: self._tend(children)) else AWAY
+            self.bell.wait(min(left, delay))
+        children.end()  # first: what is handed back, another may run at once
+        self._hear(children)
+        self.handed_back = sum(held.started is not None for held in self._held.values())
+        while not self._try(self._settle) and not self._hurried and (left := ends - time.monotonic()) > 0:
+            self.bell.wait(min(left, AWAY))
+        signals.send_now(signals.process_stopped, role="worker")
+        self._teller.close(TELLS_WITHIN)
 
-    def _tend(self) -> None:
-        """Everything but claiming: beat, renew, finish, give up on what is too late, find what others lost."""
+    def _begin(self) -> Children:
+        if self._children is None:
+            self._process.beat(using=self.using)
+            self._claims = Claims(self._process.pk, str(self._process), lease=self._lease, using=self.using)
+            self._children = Children(
+                count=self.concurrency,
+                threads=self.threads,
+                max_jobs=self.max_jobs_per_child,
+                using=self.using,
+                report=self._report,
+            )
+            signals.send_now(
+                signals.process_started,
+                role="worker",
+                queues=self.queues or ["(all)"],
+                concurrency=self.concurrency,
+                threads=self.threads,
+            )
+            self._children.tend()
+        return self._children
+
+    def _tend(self, children: Children) -> None:
+        """Everything but claiming. What needs no database comes first: it goes on while that is away."""
+        self._hear(children)
+        self._stop_late()
+        children.recall(LONGEST_AT_HAND)
+        if not self._stopped:
+            children.tend()
         if self._time_to_beat():
-            self._process.beat(using=self.using, running=len(self._running))
-        self._collect()
-        self._time_out()
-        self._finish()
-        if self._running and self._time_to_renew():
+            self._process.beat(using=self.using, running=sum(held.child is not None for held in self._held.values()))
+        self._write()
+        self._write_starts()
+        if self._to_hand_back:
+            self._hand_back(self._to_hand_back)
+            self._to_hand_back.clear()
+        if self._progress and self._time_to_progress():
+            self._write_progress()
+        if self._held and self._time_to_renew():
             self._renew()
+        if self._held and self._time_to_ask():
+            self._ask_who_is_cancelled(children)
+        if (since := children.waits_since()) is not None and time.monotonic() - since > LONGEST_AHEAD:
+            self._hand_back(children.take_back())
         if self._time_to_recover():
             recover_lost(using=self.using)
+        if self._time_to_clean() and keep_house(using=self.using) == EXPIRED_BATCH:
+            self._time_to_clean.again(CLEAN_MORE)
 
-    def _claim(self, limit: int) -> int:
-        parameters = {
-            "every": not self.queues,
-            "queues": self.queues,
-            "limit": limit,
-            "lease": self._lease,
-            "worker": self._process.pk,
-            "worker_name": str(self._process),
-        }
-        claimed = list(Job.objects.using(self.using).raw(_CLAIM, parameters))
-        self._free -= len(claimed)
-        for job in claimed:
-            deadline = time.monotonic() + job.timeout if job.timeout else None
-            self._running[job.pk, job.claims] = _Running(job, deadline)
-            signals.send_now(signals.job_started, job=job)
-            self._todo.put(job)
-        return len(claimed)
+    def _try(self, action: Callable[[], object]) -> bool:
+        """Whether it could be done: not while the database is away."""
+        try:
+            action()
+        except Lost:
+            connections[self.using].close()
+            return False
+        return True
 
-    def _collect(self) -> None:
-        """Take what threads have done. What was given up on meanwhile, or lost, only frees its place."""
+    # -- what the children say
+
+    def _report(self, word: str, child: Child | None, key: Any, value: Any) -> None:
+        """From a child's thread. One ring serves all the news since the last look."""
+        self._news.put((word, child, key, value))
+        if not self._rung:
+            self._rung = True
+            self.bell.ring()
+
+    def _hear(self, children: Children) -> None:
+        self._rung = False
         while True:
             try:
-                outcome = self._done.get_nowait()
+                word, child, key, value = self._news.get_nowait()
             except queue.Empty:
                 return
-            self._free += 1
-            running = self._running.pop((outcome.job.pk, outcome.job.claims), None)
-            if running is not None and not running.lost:
-                self._outcomes.append(outcome)
+            if word == "done":
+                self._ended(key, value)
+            elif word == "progress":
+                self._progress[key] = json.dumps(value)
+            elif word == "late" and key in self._held:
+                self._lose(self._held.pop(key))
+            elif word == "back" and child is not None:
+                children.came_back(child, value)
+            elif word == "gone" and child is not None:
+                self._bury(children, child)
 
-    def _time_out(self) -> None:
+    def _ended(self, key: Claim, outcome: Outcome) -> None:
+        held = self._held.pop(key, None)
+        if held is None or held.lost:
+            return
+        self._usual += (outcome.seconds - self._usual) / 10
+        if held.stopping is not None and outcome.status != Status.SUCCESSFUL:
+            # Whatever it made of being stopped.
+            outcome = self._failure(held, held.stopping)
+        self._outcomes.append((held, outcome))
+
+    def _failure(self, held: Held, error: PgwerkError) -> Outcome:
+        outcome = Outcome.failure(held.job, error)
+        outcome.seconds = outcome.ended - (held.started or outcome.ended)
+        return outcome
+
+    def _bury(self, children: Children, child: Child) -> None:
+        """Jobs that were stopped have ended with it. Those beside them are handed back if we killed it, and have failed if not."""
+        for held in children.forget(child):
+            if held.stopping is not None:
+                self._ended(held.key, self._failure(held, held.stopping))
+            elif child.condemned:
+                held.child = None
+                self._to_hand_back.append(held)
+            else:
+                self._ended(held.key, self._failure(held, ProcessDied(child.how_it_ended())))
+        if not (child.condemned or child.leaving):
+            self._tell(signals.child_died, pid=child.process.pid, how=child.how_it_ended())
+
+    # -- stopping jobs
+
+    def _stop(self, held: Held, why: PgwerkError) -> None:
+        if held.stopping is None and held.child is not None:
+            held.stopping, held.stopped = why, time.monotonic()
+            held.child.tell("stop", held)
+
+    def _stop_late(self) -> None:
         now = time.monotonic()
-        for key, running in list(self._running.items()):
-            if running.deadline is not None and running.deadline <= now:
-                del self._running[key]
-                outcome = Outcome.failure(running.job, JobTimeout(running.job.timeout or 0))
-                outcome.seconds = running.job.timeout or 0
-                self._outcomes.append(outcome)
+        for held in list(self._held.values()):
+            if held.deadline is not None and held.deadline <= now:
+                self._stop(held, JobTimeout(held.timeout or 0))
+            if held.stopped is not None and held.child is not None:
+                its_own, of_all = self._end_of_patience(held.stopped)
+                if its_own <= now:
+                    self._condemn(held.child, patience_is_over=of_all <= now)
 
-    def _until_deadline(self) -> float:
-        deadlines = [running.deadline for running in self._running.values() if running.deadline is not None]
-        return max(min(deadlines) - time.monotonic(), 0) if deadlines else float("inf")
+    def _condemn(self, child: Child, patience_is_over: bool) -> None:
+        """A job in it does not stop: no more jobs for it, and its end once the jobs beside that one are done."""
+        child.retired = True
+        if not child.condemned and (patience_is_over or all(held.stopping for held in list(child.running.values()))):
+            child.condemned = True
+            child.kill()
 
-    def _finish(self) -> None:
+    def _end_of_patience(self, stopped: float) -> tuple[float, float]:
+        """With a job that was told to stop; and with those beside it, which its process is to end with."""
+        return stopped + STOPS_WITHIN, stopped + STOPS_WITHIN + self.shutdown_timeout
+
+    def _lose(self, held: Held) -> None:
+        """Another may run it by now: stop it here, and drop what comes of it."""
+        if not held.lost:
+            held.lost = True
+            self._tell(signals.lease_lost, job_id=held.key[0])
+            self._stop(held, JobCancelled("its lease was lost"))
+
+    def _ask_who_is_cancelled(self, children: Children) -> None:
+        asked = self._claims.to_cancel()
+        for key, forced in asked.items():
+            held = self._held.get(key)
+            if held is None or held.child is None or held.started is None:
+                continue
+            if not held.asked:
+                held.asked = True
+                held.child.tell("cancel", held)
+            if forced:
+                self._stop(held, JobCancelled())
+        if any(key in asked and held.started is None for key, held in self._held.items()):
+            children.recall(0)
+            back = children.take_back()
+            self._hand_back([held for held in back if held.key in asked])
+            children.put(held for held in back if held.key not in asked)
+
+    # -- what is written
+
+    def _claim(self, children: Children) -> int | None:
+        """How many it could claim; None when it was not the time to."""
+        now = time.monotonic()
+        children.extra = min(int(AT_HAND / max(self._usual, 1e-6)), MOST_AT_HAND)
+        ahead = min(int(children.places * AHEAD / max(self._usual, 1e-6)), MOST_AHEAD)
+        wanted = children.room() + ahead
+        self._claims_soon = now - self._found_none < LINGER
+        if wanted <= ahead / 2 or self._claims_soon:
+            return None
+        rows = self._claims.claim(wanted, self.queues)
+        if not rows:
+            self._found_none = now
+        claimed = [
+            Held((row[_ID], row[_CLAIMS]), row, row[_TIMEOUT], self.using, claimed=now, lease_ends=now + self._lease)
+            for row in rows
+        ]
+        self._held.update((held.key, held) for held in claimed)
+        children.put(claimed)
+        return len(claimed)
+
+    def _write(self) -> None:
         """Write outcomes, one commit for all. They are kept until that succeeds: a lost database loses none."""
         if not self._outcomes:
             return
+        if self._progress:
+            self._write_progress()
         batch = list(self._outcomes)
         try:
-            finished = self._write(batch)
+            finished = self._claims.finish([(held.key, outcome) for held, outcome in batch])
         except DataError:
-            finished = {pk for outcome in batch for pk in self._write_alone(outcome)}
+            finished = {}
+            for held, outcome in batch:
+                finished.update(self._write_alone(held, outcome))
+        self._wrote = time.monotonic()
         del self._outcomes[: len(batch)]
-        for outcome in batch:
-            if outcome.job.pk in finished:
-                self._tell(outcome)
-            else:
-                signals.send_now(signals.lease_lost, job_id=outcome.job.pk)
+        for held, outcome in batch:
+            self._tell_outcome(held, outcome, finished.get(held.key[0]))
 
-    def _write(self, batch: Sequence[Outcome]) -> set[Any]:
-        return self._guarded(
-            _FINISH,
-            [outcome.job for outcome in batch],
-            statuses=[str(outcome.status) for outcome in batch],
-            results=[outcome.result for outcome in batch],
-            errors=[outcome.error for outcome in batch],
-            delays=[outcome.delay for outcome in batch],
-            result_ttl=conf.current().RESULT_TTL,
-            failure_ttl=conf.current().FAILURE_TTL,
-        )
-
-    def _write_alone(self, outcome: Outcome) -> set[Any]:
+    def _write_alone(self, held: Held, outcome: Outcome) -> dict[uuid.UUID, str]:
         try:
-            return self._write([outcome])
+            return self._claims.finish([(held.key, outcome)])
         except DataError as error:
             outcome.status, outcome.result = Status.FAILED, None
             outcome.error = outcome.summary = f"the outcome cannot be stored: {error}"
-            return self._write([outcome])
+            return self._claims.finish([(held.key, outcome)])
+
+    def _write_starts(self) -> None:
+        now = time.monotonic()
+        ages = {
+            held.key: now - held.started
+            for held in self._held.values()
+            if not (held.begun or held.lost) and held.started is not None and now - held.started >= BEGIN_AFTER
+        }
+        if ages:
+            self._check_held(ages, self._claims.begin(ages))
+            for held in map(self._held.__getitem__, ages):
+                held.begun = True
+                self._tell_start(held)
+
+    def _write_progress(self) -> None:
+        said, self._progress = self._progress, {}
+        try:
+            self._claims.progress(said)
+        except Lost:
+            self._progress = {**said, **self._progress}
+            raise
 
     def _renew(self) -> None:
-        held = self._guarded(_RENEW, [running.job for running in self._running.values()], lease=self._lease)
-        for running in self._running.values():
-            if running.job.pk not in held and not running.lost:
-                running.lost = True
-                signals.send_now(signals.lease_lost, job_id=running.job.pk)
+        now = time.monotonic()
+        held_now = [held for held in self._held.values() if not held.lost]
+        if held_now:
+            still = self._claims.renew(held.key for held in held_now)
+            self._check_held([held.key for held in held_now], still)
+            for held in held_now:
+                held.lease_ends = now + self._lease
 
-    def _hand_back(self) -> None:
-        if self._running:
-            held = [running.job for running in self._running.values()]
-            back = self._guarded(_HAND_BACK, held)
-            signals.send_now(signals.jobs_handed_back, jobs=[job.key for job in held if job.pk in back])
-            self._running.clear()
+    def _check_held(self, keys: Iterable[Claim], still: set[uuid.UUID]) -> None:
+        for key in keys:
+            if key[0] not in still:
+                self._lose(self._held[key])
 
-    def _guarded(self, statement: str, held: Iterable[Job], **parameters: Any) -> set[Any]:
-        """Run one of the statements that touch only what this worker holds; the ids of the jobs it still held."""
-        held = list(held)
-        mine = {"ids": [job.pk for job in held], "claims": [job.claims for job in held], "worker": self._process.pk}
-        with transaction.get_connection(self.using).cursor() as cursor:
-            cursor.execute(statement, {**mine, **parameters})
-            return {pk for (pk,) in cursor.fetchall()}
-
-    def _tell(self, outcome: Outcome) -> None:
-        job = outcome.job
-        job.status, job.error = outcome.status, outcome.error
-        told = {"job": job, "attempt": job.attempt, "seconds": round(outcome.seconds, 3)}
-        if outcome.status == Status.SUCCESSFUL:
-            signals.send_now(signals.job_finished, **told)
+    def _hand_back(self, back: Iterable[Held]) -> None:
+        mine = [held for held in back if held.key in self._held and not held.lost]
+        if not mine:
             return
-        retry_in = round(outcome.delay, 1) if outcome.status == Status.READY else None
-        signals.send_now(signals.job_failed, **told, error=outcome.summary, retry_in=retry_in)
+        returned = self._claims.hand_back(held.key for held in mine)
+        for held in mine:
+            del self._held[held.key]
+        started = [held.job.key for held in mine if held.started is not None and held.key[0] in returned]
+        if started:
+            self._tell(signals.jobs_handed_back, jobs=started)
 
-    # -- the threads' side
+    def _settle(self) -> None:
+        """The last things said: outcomes, and what others are to run."""
+        self._write()
+        self._hand_back(list(self._held.values()))
+        self._process.end(using=self.using)
 
-    def _work(self) -> None:
-        while (job := self._todo.get()) is not None:
-            started = time.monotonic()
-            outcome = self._run_one(job)
-            outcome.seconds = time.monotonic() - started
-            self._done.put(outcome)
-            self.bell.ring()
+    # -- when
 
-    def _run_one(self, job: Job) -> Outcome:
-        close_old_connections()
-        try:
-            with jobs.running(job):
-                return Outcome.success(job, call(load(job.function), job.args, job.kwargs, job.timeout))
-        except BaseException as error:  # noqa: BLE001  # a job that calls sys.exit() must not end its worker's thread
-            return Outcome.failure(job, error)
-        finally:
-            close_old_connections()
+    def _lingers(self) -> float:
+        return self._wrote + LINGER - time.monotonic() if self._outcomes or self._rung else 0
+
+    def _until_next(self) -> float:
+        now = time.monotonic()
+        times = [now + conf.current().POLL_INTERVAL]
+        if self._claims_soon:
+            times.append(self._found_none + LINGER)
+        for held in self._held.values():
+            if held.stopped is not None:
+                times += [at for at in self._end_of_patience(held.stopped) if at > now]
+            elif held.deadline is not None:
+                times.append(held.deadline)
+            if held.started is not None and not (held.begun or held.lost):
+                times.append(held.started + BEGIN_AFTER)
+        return max(min(times) - now, 0)
+
+    # -- who is told
+
+    def _tell(self, signal: Signal, **event: Any) -> None:
+        self._teller.send(signal, **event)
+
+    def _tell_start(self, held: Held) -> None:
+        if not held.told:
+            held.told = True
+            self._tell(signals.job_started, job=held.job)
+
+    def _tell_outcome(self, held: Held, outcome: Outcome, status: str | None) -> None:
+        if status is None:
+            self._tell(signals.lease_lost, job_id=held.key[0])
+            return
+        self._tell_start(held)
+        job = held.job
+        job.status, job.error = status, outcome.error
+        told = {"job": job, "attempt": job.attempt, "seconds": round(outcome.seconds, 3)}
+        if status == Status.SUCCESSFUL:
+            self._tell(signals.job_finished, **told)
+        elif status == Status.CANCELLED:
+            self._tell(signals.job_cancelled, **told)
+        else:
+            retry_in = round(outcome.delay, 1) if status == Status.READY else None
+            self._tell(signals.job_failed, **told, error=outcome.summary, retry_in=retry_in)

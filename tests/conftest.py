@@ -1,6 +1,7 @@
 """What every test may use: an empty registry, and a second session of the same database."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,6 +17,13 @@ def _empty_registry() -> Iterator[None]:
     registry.clear()
     yield
     registry.clear()
+
+
+@pytest.fixture(autouse=True)
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that processes share with their test: see `tests.functions.write`."""
+    monkeypatch.setenv("PGWERK_TEST_FOLDER", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture

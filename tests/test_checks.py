@@ -10,6 +10,7 @@ from django.core import checks
 from django.db import connections
 
 from pgwerk_django import schedule
+from pgwerk_django.checks import COMMANDS
 from pgwerk_django.registry import define, registry
 from tests import functions
 
@@ -57,7 +58,7 @@ def test_another_isolation_level(settings: Any, monkeypatch: pytest.MonkeyPatch)
     [
         ("nomodule.func", "cannot be imported"),
         ("tests.functions.gone", "cannot be imported"),
-        ("tests.functions.calls", "is not a function"),
+        ("tests.functions.not_a_function", "is not a function"),
     ],
 )
 def test_a_function_that_cannot_be_imported_back(path: str, said: str) -> None:
@@ -144,3 +145,12 @@ def test_settings_that_cannot_be_read_are_the_checks_to_report(tmp_path: Path) -
     assert done.returncode != 0
     assert "pgwerk_django.E001" in done.stderr
     assert "PGWERK['BATCH_SIZE']" in done.stderr
+
+
+def test_another_apps_command_of_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "pgwerk_django.W001" not in found()
+    monkeypatch.setattr(
+        "pgwerk_django.checks.get_commands",
+        lambda: dict.fromkeys(COMMANDS, "pgwerk_django") | {"runworker": "channels"},
+    )
+    assert found()["pgwerk_django.W001"] == "'manage.py runworker' is that of channels, not ours"

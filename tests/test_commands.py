@@ -6,7 +6,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from pgwerk_django.models import Job, Schedule
+from pgwerk_django.models import Job, Queue, Schedule
 from pgwerk_django.scheduler import Scheduler
 from tests.time_travel import HOUR, SECOND, make, make_due, now, reread
 
@@ -155,3 +155,18 @@ def test_once_tries_again_what_was_set_aside_and_keeps_house() -> None:
     call_command("runscheduler", "--once", "--on-unregistered=keep")
     assert reread(row).error == ""
     assert not Job.objects.exists()
+
+
+def test_queues(capsys: pytest.CaptureFixture[str]) -> None:
+    Job.objects.create(queue="mail", function="tests.functions.noop")
+    Job.objects.create(queue="mail", function="tests.functions.noop", run_at=now() + HOUR)
+    run(capsys, "queues", "pause", "mail", "bank", "--reason", "they are down")
+    run(capsys, "queues", "resume", "bank")
+    lines = [line.split("\t") for line in run(capsys, "queues", "list")]
+    assert [line[:4] for line in lines] == [["bank", "OK", "0", "0"], ["mail", "PAUSED", "1", "0"]]
+    assert lines[0][4] == "-"
+    assert lines[1][4].endswith("+00:00")
+    row = Queue.objects.get(name="mail")
+    assert (row.pause_reason, bool(row.paused_by)) == ("they are down", True)
+    with pytest.raises(CommandError, match="name must have 1 to 100 characters"):
+        call_command("queues", "pause", "")

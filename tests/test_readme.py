@@ -14,6 +14,7 @@ from django.core.management import get_commands, load_command_class
 from django.test import TransactionTestCase
 
 from pgwerk_django import conf, registry, signals
+from pgwerk_django.jobs import enqueue
 from pgwerk_django.models import Job
 from pgwerk_django.registry import Definition
 from pgwerk_django.scheduler import Scheduler
@@ -26,9 +27,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
-def module() -> Iterator[types.ModuleType]:
-    """Where the code of a block lives: importable, so that a worker finds its functions."""
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """Where the code of a block lives: importable, so that a worker's processes find its functions."""
+    monkeypatch.syspath_prepend(tmp_path)
     made = types.ModuleType("readme_tasks")
+    made.__file__ = str(tmp_path / "readme_tasks.py")
     sys.modules["readme_tasks"] = made
     yield made
     del sys.modules["readme_tasks"]
@@ -36,12 +39,24 @@ def module() -> Iterator[types.ModuleType]:
 
 def execute(containing: str, module: types.ModuleType) -> dict[str, Any]:
     (block,) = [block for block in BLOCKS if containing in block]
+    # What runs at once here is not to run again there.
+    functions = block.split("\n\n\nenqueue(")[0]
+    Path(module.__file__ or "").write_text(functions)
     exec(compile(block, "README.md", "exec"), module.__dict__)
     return module.__dict__
 
 
 def test_every_block_is_run_by_a_test_here() -> None:
-    tried = ("daily_report(): ...", "say_hello", "poll_feed", "send_receipt", "PGWERK =", "ReportTest", "tell_the_team")
+    tried = (
+        "daily_report(): ...",
+        "say_hello",
+        "poll_feed",
+        "send_receipt",
+        "PGWERK =",
+        "ReportTest",
+        "tell_the_team",
+        "rebuild_index",
+    )
     for block in BLOCKS:
         assert [text for text in tried if text in block], block
 
@@ -83,6 +98,14 @@ def test_the_ad_hoc_example(module: types.ModuleType) -> None:
     Job.objects.update(run_at=job.enqueued_at)
     Worker(burst=True).run()
     assert Job.objects.get().result == "receipt for order 17, attempt 1"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_progress_example(module: types.ModuleType) -> None:
+    enqueue(execute("rebuild_index", module)["rebuild_index"], 3)
+    Worker(burst=True, concurrency=1).run()
+    job = Job.objects.get()
+    assert (job.result, job.progress) == (3, {"done": 2, "total": 3, "note": "indexing"})
 
 
 @pytest.mark.django_db(transaction=True)

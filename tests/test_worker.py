@@ -8,10 +8,12 @@ import pytest
 from django.db import connection, connections, transaction
 
 from pgwerk_django import signals
+from pgwerk_django.claims import recover_lost
+from pgwerk_django.execution import backoff_before
 from pgwerk_django.jobs import aenqueue, current_job, enqueue
 from pgwerk_django.models import Job, Process, Schedule
 from pgwerk_django.scheduler import Scheduler
-from pgwerk_django.worker import Worker, backoff_before, recover_lost
+from pgwerk_django.worker import Worker
 from tests import functions
 from tests.time_travel import HOUR, MINUTE, SECOND, make, now
 from tests.waiting import wait_until
@@ -19,14 +21,9 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.fixture(autouse=True)
-def _reset() -> None:
-    functions.calls.clear()
-    functions.gate.clear()
-
-
 def work(**options: Any) -> None:
-    Worker(burst=True, **options).run()
+    """In real processes; one, where the test says nothing else."""
+    Worker(burst=True, **{"concurrency": 1, **options}).run()
 
 
 def run(func: Any, *args: Any, **options: Any) -> Job:
@@ -132,14 +129,14 @@ def test_priority_then_age_within_a_queue() -> None:
     for name, priority in (("a", 0), ("b", 5), ("c", 0)):
         enqueue(functions.remember, name, _priority=priority)
     work(concurrency=1)
-    assert [args[0] for args, _ in functions.calls] == ["b", "a", "c"]
+    assert [note for (note,) in functions.read()] == ["b", "a", "c"]
 
 
 def test_queues_in_order_of_preference_and_no_others() -> None:
     for queue in ("slow", "fast", "other"):
         enqueue(functions.remember, queue, _queue=queue)
     work(queues=["fast", "slow"], concurrency=1)
-    assert [args[0] for args, _ in functions.calls] == ["fast", "slow"]
+    assert [note for (note,) in functions.read()] == ["fast", "slow"]
     assert Job.objects.get(queue="other").status == "READY"
 
 
@@ -147,7 +144,7 @@ def test_without_names_every_queue_is_served() -> None:
     for queue in ("a", "b", "default"):
         enqueue(functions.remember, queue, _queue=queue)
     work()
-    assert sorted(args[0] for args, _ in functions.calls) == ["a", "b", "default"]
+    assert sorted(note for (note,) in functions.read()) == ["a", "b", "default"]
 
 
 def test_a_job_waits_for_its_time() -> None:
@@ -176,7 +173,7 @@ def test_a_claim_walks_the_index() -> None:
         )
         cursor.execute("INSERT INTO _pgwerk_jobs (queue) SELECT 'q' || n %% 3 FROM generate_series(1, 3000) n", [])
         cursor.execute("ANALYZE _pgwerk_jobs")
-        from pgwerk_django.worker import _CLAIM
+        from pgwerk_django.claims import _CLAIM
 
         parameters = {"every": True, "queues": [], "limit": 5, "lease": MINUTE, "worker": 1, "worker_name": "w"}
         cursor.execute("EXPLAIN " + _CLAIM, parameters)
@@ -200,7 +197,7 @@ def test_two_workers_share_and_none_runs_twice() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(args[0] for args, _ in functions.calls) == list(range(60))
+    assert sorted(note for (note,) in functions.read()) == list(range(60))
     assert set(Job.objects.values_list("status", "claims")) == {("SUCCESSFUL", 1)}
 
 
@@ -279,17 +276,6 @@ def test_the_lease_of_a_long_job_is_renewed(settings: Any) -> None:
 
 
 # -- time-outs and stopping ------------------------------------------------------------------------------------------
-
-
-def test_an_async_job_is_cancelled_at_its_timeout() -> None:
-    job = run(functions.async_forever, _timeout=1)
-    assert (job.status, job.error) == ("FAILED", "timed out after 1 s")
-
-
-def test_a_plain_job_is_given_up_at_its_timeout() -> None:
-    job = run(functions.wait_for_gate, _timeout=1)
-    functions.gate.set()
-    assert (job.status, job.error) == ("FAILED", "timed out after 1 s")
 
 
 def test_stopping_finishes_what_runs() -> None:

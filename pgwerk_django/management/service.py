@@ -1,13 +1,15 @@
 """What our commands share: signals that stop them, log lines, and one clear line where `migrate` was forgotten."""
 
 import contextlib
+import datetime as dt
 import getpass
 import logging
 import os
 import signal
 import threading
+import time
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psycopg.errors
@@ -15,7 +17,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import ProgrammingError
 
 from pgwerk_django.loop import hearing
+from pgwerk_django.worker import Worker
 
+HANDED_BACK = 3  # exit code
+SAME_REQUEST = 0.1  # seconds in which a signal that comes twice (to a process, and to its group) is one request
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -29,11 +34,25 @@ class PgwerkCommand(BaseCommand):
             raise
 
 
+def text_of(instant: dt.datetime | None = None) -> str:
+    return "-" if instant is None else instant.astimezone(dt.UTC).isoformat(timespec="seconds")
+
+
 def whoami() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
+
+
+def seconds(text: str) -> float:
+    try:
+        given = float(text)
+    except ValueError:
+        given = -1
+    if not 0 <= given < float("inf"):
+        raise ArgumentTypeError(f"must be seconds, 0 or more, got {text!r}")
+    return given
 
 
 def positive(text: str) -> int:
@@ -43,21 +62,56 @@ def positive(text: str) -> int:
 
 
 @contextlib.contextmanager
-def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGTERM and SIGINT; the same one again ends the process at once. Only in the main thread."""
+def stopping(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> Iterator[None]:
+    """Call `stop` at SIGTERM or SIGINT, and `hurry` at a second one (without it, end at once). Only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = set()
+    asked: list[float] = []
 
     def tell(number: int) -> None:
-        if number in asked:
+        if not asked:
+            stop()
+        elif time.monotonic() - asked[0] < SAME_REQUEST:
+            return
+        elif hurry is None:
             os._exit(128 + number)
-        asked.add(number)
-        stop()
+        else:
+            hurry()
+        asked.append(time.monotonic())
 
     with hearing(signal.SIGTERM, signal.SIGINT, tell=tell):
         yield
+
+
+def add_worker_options(parser: Any) -> None:
+    parser.add_argument("--concurrency", type=positive, metavar="N", help="processes that run jobs (default: the CPUs)")
+    parser.add_argument(
+        "--threads", type=positive, default=1, metavar="M", help="jobs at a time in each of them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-jobs-per-child",
+        type=positive,
+        metavar="N",
+        help="replace a process that has run so many (default: never)",
+    )
+    parser.add_argument(
+        "--shutdown-timeout",
+        type=seconds,
+        default=30,
+        metavar="S",
+        help="seconds that jobs get to finish; what does not is handed back (default: %(default)s)",
+    )
+
+
+def worker_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("concurrency", "threads", "max_jobs_per_child", "shutdown_timeout")}
+
+
+def tell_if_not_finished(worker: Worker) -> None:
+    """End with an exit code of its own: these jobs begin anew elsewhere."""
+    if worker.handed_back:
+        raise CommandError(f"{worker.handed_back} running jobs were stopped and handed back", returncode=HANDED_BACK)
 
 
 def show_log_lines(verbosity: int) -> None:

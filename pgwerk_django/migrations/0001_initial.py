@@ -619,6 +619,7 @@ class Migration(migrations.Migration):
                 ("started_at", models.DateTimeField(blank=True, null=True, verbose_name="started at")),
                 ("finished_at", models.DateTimeField(blank=True, null=True, verbose_name="finished at")),
                 ("lease_until", models.DateTimeField(blank=True, null=True, verbose_name="lease until")),
+                ("prefetched", models.BooleanField(db_default=False, default=False, verbose_name="prefetched")),
                 (
                     "worker_name",
                     models.CharField(blank=True, db_default="", default="", max_length=300, verbose_name="worker name"),

@@ -3,7 +3,15 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from pgwerk_django.management.service import PgwerkCommand, positive, show_log_lines, stopping
+from pgwerk_django.management.service import (
+    PgwerkCommand,
+    add_worker_options,
+    positive,
+    show_log_lines,
+    stopping,
+    tell_if_not_finished,
+    worker_options,
+)
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.sync import ON_UNREGISTERED
 from pgwerk_django.worker import Worker
@@ -21,19 +29,20 @@ class Command(PgwerkCommand):
         )
         parser.add_argument("--once", action="store_true", help="sync, tick until nothing is due, and return")
         parser.add_argument("--batch-size", type=positive, metavar="N", help="schedules a tick (PGWERK['BATCH_SIZE'])")
-        parser.add_argument("--with-worker", action="store_true", help="run jobs too: one process for a small site")
+        parser.add_argument("--with-worker", action="store_true", help="run jobs too: one service for a small site")
+        add_worker_options(parser.add_argument_group("with --with-worker"))
 
     def handle(self, *args: Any, **options: Any) -> None:
         show_log_lines(options["verbosity"])
         scheduler = Scheduler(on_unregistered=options["on_unregistered"])
-        worker = Worker(burst=options["once"]) if options["with_worker"] else None
+        worker = Worker(burst=options["once"], **worker_options(options)) if options["with_worker"] else None
 
         def stop() -> None:
             scheduler.stop()
             if worker:
                 worker.stop()
 
-        with stopping(stop):
+        with stopping(stop, worker.hurry if worker else None):
             if options["once"]:
                 scheduler.run_once(options["batch_size"])
                 if worker:
@@ -42,3 +51,5 @@ class Command(PgwerkCommand):
                 scheduler.run(worker, batch_size=options["batch_size"], bell=worker.bell)
             else:
                 scheduler.run(batch_size=options["batch_size"])
+        if worker:
+            tell_if_not_finished(worker)

@@ -3,7 +3,14 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from pgwerk_django.management.service import PgwerkCommand, positive, show_log_lines, stopping
+from pgwerk_django.management.service import (
+    PgwerkCommand,
+    add_worker_options,
+    show_log_lines,
+    stopping,
+    tell_if_not_finished,
+    worker_options,
+)
 from pgwerk_django.worker import Worker
 
 
@@ -16,7 +23,10 @@ def queue_names(text: str) -> list[str]:
 
 
 class Command(PgwerkCommand):
-    help = "Runs jobs. Any number may run; SIGTERM or Ctrl-C ends one after the jobs at hand."
+    help = (
+        "Runs jobs in child processes. Any number may run. SIGTERM or Ctrl-C lets the jobs at hand finish (exit code 0, or 3"
+        " when some had to be stopped and handed back), a second one stops them now."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -26,11 +36,12 @@ class Command(PgwerkCommand):
             metavar="A,B",
             help="take jobs from these, the first preferred (default: from all)",
         )
-        parser.add_argument("--concurrency", type=positive, metavar="N", help="jobs at a time (default: the CPUs)")
+        add_worker_options(parser)
         parser.add_argument("--burst", action="store_true", help="return when nothing is waiting")
 
     def handle(self, *args: Any, **options: Any) -> None:
         show_log_lines(options["verbosity"])
-        worker = Worker(queues=options["queues"], concurrency=options["concurrency"], burst=options["burst"])
-        with stopping(worker.stop):
+        worker = Worker(queues=options["queues"], burst=options["burst"], **worker_options(options))
+        with stopping(worker.stop, worker.hurry):
             worker.run()
+        tell_if_not_finished(worker)

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from pgwerk_django.management.service import PgwerkCommand, positive, whoami
+from pgwerk_django.management.service import PgwerkCommand, positive, text_of, whoami
 from pgwerk_django.models import Schedule, database_now
 from pgwerk_django.scheduler import Scheduler
 
@@ -33,14 +33,20 @@ class Command(PgwerkCommand):
         now = database_now(scheduler.using)
         if verb == "list":
             for row in every:
-                words = row.name, row.state(now).value, row.rule, _text(*_upcoming(row, 1, now)), _text(row.last_run_at)
+                words = (
+                    row.name,
+                    row.state(now).value,
+                    row.rule,
+                    text_of(*_upcoming(row, 1, now)),
+                    text_of(row.last_run_at),
+                )
                 self.stdout.write("\t".join(words))
         elif verb == "next":
             chosen = [row for row in every if not names or row.name in names]
             for due_at, name in sorted(
                 (at, row.name) for row in chosen for at in _upcoming(row, options["count"], now)
             ):
-                self.stdout.write(f"{_text(due_at)}\t{name}")
+                self.stdout.write(f"{text_of(due_at)}\t{name}")
         else:
             extra = {"reason": options["reason"]} if verb == "pause" else {}
             for name in names or ():
@@ -53,7 +59,3 @@ def _upcoming(row: Schedule, n: int, now: dt.datetime) -> list[dt.datetime]:
         return row.upcoming(n, now)
     except ValueError:  # a recurrence that nobody can read: the next tick sets the row aside
         return []
-
-
-def _text(instant: dt.datetime | None = None) -> str:
-    return "-" if instant is None else instant.astimezone(dt.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,326 @@
+"""The processes that run a worker's jobs, seen from the worker: started, fed, told, and ended when they must be."""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from django.conf import ENVIRONMENT_VARIABLE
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from pgwerk_django.claims import Claim, job_of
+from pgwerk_django.exceptions import PgwerkError
+from pgwerk_django.models import Job
+
+PROGRAM = Path(__file__).with_name("child.py")
+LARGEST_MESSAGE = 50  # jobs
+SLOWEST_START = 30.0  # seconds between two, when they die before they are up
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A job that this worker has claimed."""
+
+    key: Claim
+    row: tuple[Any, ...]
+    timeout: int | None
+    using: str
+    claimed: float  # instants are `time.monotonic()`
+    lease_ends: float
+    child: "Child | None" = None
+    given: float | None = None  # to the child
+    started: float | None = None  # there, as far as can be told from here: jobs start in the order they were given
+    begun: bool = False  # which its row says
+    told: bool = False  # `job_started` was sent
+    lost: bool = False
+    asked: bool = False  # to stop, by `current_job().cancelled`
+    stopping: PgwerkError | None = None  # why it was stopped
+    stopped: float | None = None  # when
+    _job: Job | None = None
+
+    @property
+    def job(self) -> Job:
+        if self._job is None:
+            self._job = job_of(self.row, self.using)
+        return self._job
+
+    @property
+    def deadline(self) -> float | None:
+        return None if self.timeout is None or self.started is None else self.started + self.timeout
+
+
+class Child:
+    """One process that runs jobs: a thread of ours writes to it, another reads."""
+
+    def __init__(self, pool: "Children") -> None:
+        self.running: dict[Claim, Held] = {}  # under the pool's lock
+        self.up = self.was_up = False
+        self.leaving = False
+        self.condemned = False  # by us, to be killed
+        self.retired = False  # gets no more jobs
+        self.given = 0
+        self.recalled = False
+        self.unsent: set[Any] = set()
+        self._pool = pool
+        self._outbox: queue.SimpleQueue[tuple[str, Any, Any] | None] = queue.SimpleQueue()
+        self._connection, theirs = Pipe()
+        try:
+            self.process = subprocess.Popen(  # noqa: S603  our own program
+                [
+                    sys.executable,
+                    "-P",
+                    *(f"-W{option}" for option in sys.warnoptions),
+                    str(PROGRAM),
+                    str(theirs.fileno()),
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # so that what its jobs start can be ended with it
+            )
+        finally:
+            theirs.close()
+        self._connection.send(sys.path)
+        self._connection.send(pool.given)
+        self._writer = threading.Thread(target=self._write, name=f"pgwerk-to-{self.process.pid}", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"pgwerk-from-{self.process.pid}", daemon=True)
+        self._writer.start()
+        self._reader.start()
+
+    def room(self) -> int:
+        if not self.up or self.retired:
+            return 0
+        room = self._pool.threads + self._pool.extra - len(self.running)
+        most = self._pool.max_jobs
+        return room if most is None else min(room, most - self.given)
+
+    def give(self, held: Held) -> None:
+        self.given += 1
+        self.retired = self.given == self._pool.max_jobs
+        held.child, held.given = self, time.monotonic()
+        self.running[held.key] = held
+        self.mark_started()
+        self._outbox.put(("run", held.key, held.row))
+
+    def take(self, key: Claim) -> Held | None:
+        """It is no longer here."""
+        held = self.running.pop(key, None)
+        self.mark_started()
+        return held
+
+    def mark_started(self) -> None:
+        for held in islice(self.running.values(), self._pool.threads):
+            if held.started is None:
+                held.started = time.monotonic()
+
+    def tell(self, word: str, held: Held) -> None:
+        self._outbox.put((word, held.key, None))
+
+    def recall(self) -> None:
+        """Have it give back what it has not started."""
+        self.recalled = True
+        self._outbox.put(("recall", None, None))
+
+    def hang_up(self) -> None:
+        """Have it end, once it has been sent what is still to be sent."""
+        self._outbox.put(("end", None, None))
+        self._outbox.put(None)
+
+    def join(self) -> None:
+        self._reader.join()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        code = self.process.wait()
+        if code >= 0:
+            return f"exit code {code}"
+        name = signal.Signals(-code).name
+        return f"killed by {name} (was there memory left?)" if -code == signal.SIGKILL else f"killed by {name}"
+
+    def _write(self) -> None:
+        goes_on = True
+        while goes_on:
+            batch = [self._outbox.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < LARGEST_MESSAGE:
+                    batch.append(self._outbox.get_nowait())
+            goes_on = None not in batch
+            messages = [message for message in batch if message is not None]
+            try:
+                self._connection.send(messages)
+            except OSError:  # it died, which the reader says
+                self.unsent.update(key for _, key, _ in messages)
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                word, key, value = self._connection.recv()
+                if word == "up":
+                    self.up = self.was_up = True
+                elif word == "done":
+                    self._pool.feed_after(self, key)
+                self._pool.report(word, self, key, value)
+        self.up = False
+        self.process.wait()
+        self.kill()  # what its jobs have started
+        self._outbox.put(None)
+        self._writer.join()
+        self._connection.close()
+        self._pool.report("gone", self, None, None)
+
+
+class Children:
+    """The processes of one worker, and the jobs that wait for a place in them: whoever has room is fed at once."""
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        threads: int,
+        max_jobs: int | None,
+        using: str,
+        report: Callable[[str, "Child | None", Any, Any], None],
+    ) -> None:
+        self.count = count
+        self.threads = threads
+        self.max_jobs = max_jobs
+        self.report = report  # called from threads
+        self.given = {
+            "parent": os.getpid(),
+            "settings": _settings_module(),
+            "threads": threads,
+            "using": using,
+            "databases": {alias: connections[alias].settings_dict["NAME"] for alias in connections},
+        }
+        self._all: list[Child] = []
+        self._waiting: deque[Held] = deque()
+        self.extra = 0  # jobs that a process has at hand beyond those it runs, when they are short
+        self._lock = threading.Lock()
+        self._died_young = 0
+        self._next_start = 0.0
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._all))
+
+    def tend(self) -> None:
+        """Start those that are missing, and let go of those that have run their number of jobs."""
+        while sum(not child.retired for child in self._all) < self.count and time.monotonic() >= self._next_start:
+            self._all.append(Child(self))
+        for child in self:
+            if child.retired and not child.running and not child.leaving:
+                child.leaving = True
+                child.hang_up()
+
+    def forget(self, child: Child) -> list[Held]:
+        """It is gone: the jobs that went with it. Those that die before they are up are started again more and more slowly."""
+        with self._lock:
+            child.up, child.retired = False, True
+            self._all.remove(child)
+            went: list[Held] = []
+            back: list[Held] = []
+            for key, held in child.running.items():
+                (back if held.started is None or key in child.unsent else went).append(held)
+            child.running = {}
+            self._wait_again(back)
+        self._died_young = 0 if child.was_up else self._died_young + 1
+        if self._died_young:
+            self._next_start = time.monotonic() + min(2.0**self._died_young, SLOWEST_START)
+        return went
+
+    def room(self) -> int:
+        """How many jobs they could take beyond those that wait."""
+        with self._lock:
+            return sum(child.room() for child in self._all) - len(self._waiting)
+
+    @property
+    def places(self) -> int:
+        return sum(self.threads for child in self._all if child.up)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def waits_since(self) -> float | None:
+        with self._lock:
+            return self._waiting[0].claimed if self._waiting else None
+
+    def put(self, claimed: Iterable[Held]) -> None:
+        with self._lock:
+            self._waiting.extend(claimed)
+            while self._waiting and (child := max(self._all, key=Child.room, default=None)) and child.room() > 0:
+                self._feed(child)
+
+    def feed_after(self, child: Child, key: Claim) -> None:
+        """A job of this child is done: give it others, without a look at the database."""
+        with self._lock:
+            child.take(key)
+            if child.room() > self.extra / 2:
+                while self._waiting and child.room() > 0:
+                    self._feed(child)
+
+    def recall(self, older_than: float) -> None:
+        """What a process was given and has not started since is for others to run."""
+        oldest = time.monotonic() - older_than
+        with self._lock:
+            for child in self._all:
+                if not child.recalled and any(
+                    held.started is None and held.given is not None and held.given < oldest
+                    for held in child.running.values()
+                ):
+                    child.recall()
+
+    def came_back(self, child: Child, keys: Iterable[Claim]) -> None:
+        with self._lock:
+            child.recalled = False
+            self._wait_again([held for key in keys if (held := child.take(key)) is not None])
+
+    def _wait_again(self, back: list[Held]) -> None:
+        for held in back:
+            held.child = held.given = held.started = None
+        self._waiting.extendleft(reversed(back))
+
+    def _feed(self, child: Child) -> None:
+        held = self._waiting.popleft()
+        if time.monotonic() < held.lease_ends and not held.lost:
+            child.give(held)
+        else:  # we were frozen, and another may run it by now
+            self.report("late", None, held.key, None)
+
+    def take_back(self) -> list[Held]:
+        """The jobs that wait, which wait no longer."""
+        with self._lock:
+            back = list(self._waiting)
+            self._waiting.clear()
+        return back
+
+    def end(self) -> None:
+        """Kill them all, and wait until what they had said is reported."""
+        for child in self:
+            child.condemned = True
+            child.kill()
+        for child in self:
+            child.join()
+
+
+def _settings_module() -> str:
+    module = os.environ.get(ENVIRONMENT_VARIABLE)
+    if not module:
+        raise ImproperlyConfigured(
+            f"a worker's processes read the settings anew: the environment variable {ENVIRONMENT_VARIABLE} must name their"
+            " module, got none"
+        )
+    return module

@@ -1,0 +1,257 @@
+"""A worker's side of the queue: claim, begin, renew, finish and hand back, each one guarded statement for many jobs.
+
+`claims` rises with each claim and never falls: together with the worker it says who holds a job, and only the holder's
+statements touch it. A job that is RUNNING and `prefetched` waits in its worker's hands for a place to run.
+"""
+
+import datetime as dt
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.db import transaction
+from psycopg.types.datetime import TimestamptzLoader
+
+from pgwerk_django import conf, signals
+from pgwerk_django.execution import Outcome
+from pgwerk_django.models import Job, Status
+
+Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`
+
+WORKER_LOST = "worker lost"
+# A job that never began when its worker vanished spends no attempt. But one that ends its worker before that can write
+# that it began must not come back for ever.
+MOST_FALSE_STARTS = 10
+
+FIELDS = [field.attname for field in Job._meta.concrete_fields]
+_COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
+_JSON = [i for i, field in enumerate(Job._meta.concrete_fields) if field.get_internal_type() == "JSONField"]
+
+# Queue by queue, so that each claim is one walk along the index `pgwerk_claim`; statuses are literals for its sake.
+_CLAIM = f"""
+WITH RECURSIVE all_queues (name) AS (
+    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND %(every)s ORDER BY queue LIMIT 1)
+    UNION ALL
+    SELECT (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND queue > all_queues.name ORDER BY queue LIMIT 1)
+    FROM all_queues WHERE all_queues.name IS NOT NULL
+), queues (name, place) AS (
+    SELECT name, place FROM (
+        SELECT name, place FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS named (name, place)
+        UNION ALL SELECT name, 0 FROM all_queues WHERE name IS NOT NULL
+    ) asked WHERE NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = asked.name AND queue.paused)
+), picked AS MATERIALIZED (
+    SELECT waiting.id, row_number() OVER (ORDER BY place, priority DESC, run_at) AS nth
+    FROM queues CROSS JOIN LATERAL (
+        SELECT id, priority, run_at FROM _pgwerk_jobs
+        WHERE queue = queues.name AND status = 'READY' AND run_at <= statement_timestamp() AND target = 'worker'
+        ORDER BY priority DESC, run_at LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+    ) waiting
+    ORDER BY place, priority DESC, run_at LIMIT %(limit)s
+), claimed AS (
+    UPDATE _pgwerk_jobs job SET
+        status = 'RUNNING', attempt = attempt + 1, claims = claims + 1, prefetched = true, started_at = NULL,
+        lease_until = statement_timestamp() + %(lease)s, worker_id = %(worker)s, worker_name = %(worker_name)s
+    FROM picked WHERE job.id = picked.id
+    RETURNING nth, {_COLUMNS}
+)
+SELECT * FROM claimed ORDER BY nth
+"""  # noqa: S608  our own column names
+
+_MINE = """
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
+WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
+"""
+
+_RENEW = f"""
+UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
+{_MINE} RETURNING job.id
+"""  # noqa: S608
+
+_BEGIN = """
+UPDATE _pgwerk_jobs job SET prefetched = false, started_at = statement_timestamp() - mine.ago * interval '1 second'
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(agos)s::float8[]) AS mine (id, claims, ago)
+WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
+RETURNING job.id
+"""
+
+_PROGRESS = """
+UPDATE _pgwerk_jobs job SET progress = mine.progress::jsonb
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(progress)s::text[]) AS mine (id, claims, progress)
+WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
+RETURNING job.id
+"""
+
+# Of a job that somebody cancelled there is no next attempt.
+_AGAIN = "mine.status = 'READY' AND job.cancel_requested_at IS NULL"
+_FINISH = f"""
+UPDATE _pgwerk_jobs job SET
+    status = CASE WHEN mine.status = 'READY' AND NOT ({_AGAIN}) THEN 'CANCELLED' ELSE mine.status END,
+    result = mine.result::jsonb,
+    error = mine.error,
+    errors = CASE WHEN {_AGAIN} THEN
+        job.errors || jsonb_build_object('attempt', job.attempt, 'at', statement_timestamp(), 'error', mine.error)
+        ELSE job.errors END,
+    run_at = CASE WHEN {_AGAIN} THEN
+        statement_timestamp() + mine.delay * interval '1 second' ELSE job.run_at END,
+    started_at = mine.ended_at - mine.seconds * interval '1 second',
+    finished_at = CASE WHEN NOT ({_AGAIN}) THEN mine.ended_at END,
+    expires_at = CASE
+        WHEN mine.status = 'SUCCESSFUL' THEN
+            mine.ended_at + coalesce(job.result_ttl, %(result_ttl)s) * interval '1 second'
+        WHEN NOT ({_AGAIN}) THEN
+            mine.ended_at + coalesce(job.failure_ttl, %(failure_ttl)s) * interval '1 second' END,
+    lease_until = NULL, prefetched = false,
+    worker_id = CASE WHEN NOT ({_AGAIN}) THEN job.worker_id END
+FROM (
+    SELECT id, claims, status, result, error, delay, seconds, statement_timestamp() - ago * interval '1 second' AS ended_at
+    FROM unnest(
+        %(ids)s::uuid[], %(claims)s::integer[], %(statuses)s::text[], %(results)s::text[], %(errors)s::text[],
+        %(delays)s::float8[], %(seconds)s::float8[], %(agos)s::float8[]
+    ) AS told (id, claims, status, result, error, delay, seconds, ago)
+) mine
+WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
+RETURNING job.id, job.status
+"""  # noqa: S608
+
+_HAND_BACK = f"""
+UPDATE _pgwerk_jobs job SET
+    status = CASE WHEN job.cancel_requested_at IS NULL THEN 'READY' ELSE 'CANCELLED' END,
+    finished_at = CASE WHEN job.cancel_requested_at IS NOT NULL THEN statement_timestamp() END,
+    expires_at = CASE WHEN job.cancel_requested_at IS NOT NULL THEN
+        statement_timestamp() + coalesce(job.failure_ttl, %(failure_ttl)s) * interval '1 second' END,
+    attempt = job.attempt - 1, lease_until = NULL, prefetched = false, worker_id = NULL, started_at = NULL
+{_MINE} RETURNING job.id
+"""  # noqa: S608
+
+_RECOVER = """
+WITH lost AS MATERIALIZED (
+    SELECT id, prefetched AND claims - attempt < %(most_false_starts)s AS fresh, CASE
+        WHEN cancel_requested_at IS NOT NULL THEN 'CANCELLED'
+        WHEN prefetched AND claims - attempt < %(most_false_starts)s OR attempt < max_attempts THEN 'READY'
+        ELSE 'FAILED' END AS becomes
+    FROM _pgwerk_jobs
+    WHERE status = 'RUNNING' AND (lease_until < statement_timestamp() OR lease_until IS NULL)
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE _pgwerk_jobs job SET
+    status = becomes,
+    attempt = CASE WHEN fresh THEN attempt - 1 ELSE attempt END,
+    error = CASE WHEN fresh THEN error ELSE %(error)s END,
+    errors = CASE WHEN becomes = 'READY' AND NOT fresh THEN
+        errors || jsonb_build_object('attempt', attempt, 'at', statement_timestamp(), 'error', %(error)s::text)
+        ELSE errors END,
+    run_at = CASE WHEN becomes = 'READY' THEN statement_timestamp() ELSE run_at END,
+    finished_at = CASE WHEN becomes <> 'READY' THEN statement_timestamp() END,
+    expires_at = CASE WHEN becomes <> 'READY' THEN
+        statement_timestamp() + coalesce(failure_ttl, %(failure_ttl)s) * interval '1 second' END,
+    lease_until = NULL, prefetched = false,
+    worker_id = CASE WHEN becomes <> 'READY' THEN worker_id END
+FROM lost WHERE job.id = lost.id
+RETURNING job.status
+"""
+RECOVERED_BATCH = 1000
+
+
+def job_of(row: Sequence[Any], using: str) -> Job:
+    """The job in a claimed row, whose JSON is still text."""
+    values = list(row)
+    for i in _JSON:
+        values[i] = Job._meta.concrete_fields[i].from_db_value(values[i], None, None)  # type: ignore[attr-defined]
+    return Job.from_db(using, FIELDS, values)
+
+
+class Claims:
+    """The statements of one worker, known by the `id` and `name` of its process row. Each gives back what it still held."""
+
+    def __init__(self, worker_id: int, worker_name: str, *, lease: float, using: str) -> None:
+        self._worker_id = worker_id
+        self._worker_name = worker_name
+        self._lease = dt.timedelta(seconds=lease)
+        self._using = using
+
+    def claim(self, limit: int, queues: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Up to `limit` waiting jobs, now this worker's: rows of `FIELDS`, the first to run first, JSON as text.
+
+        From the first of `queues` before the second; from every queue when there is none.
+        """
+        with transaction.get_connection(self._using).cursor() as cursor:
+            # Django's loader is written in Python, and a tenth as fast as psycopg's own.
+            cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+            cursor.execute(
+                _CLAIM,
+                {
+                    "every": not queues,
+                    "queues": list(queues),
+                    "limit": limit,
+                    "lease": self._lease,
+                    "worker": self._worker_id,
+                    "worker_name": self._worker_name,
+                },
+            )
+            return [row[1:] for row in cursor.fetchall()]
+
+    def begin(self, ages: Mapping[Claim, float]) -> set[uuid.UUID]:
+        """Write when they started: so many seconds ago."""
+        return {row[0] for row in self._guarded(_BEGIN, ages, agos=list(ages.values()))}
+
+    def renew(self, held: Iterable[Claim]) -> set[uuid.UUID]:
+        return {row[0] for row in self._guarded(_RENEW, held, lease=self._lease)}
+
+    def progress(self, said: Mapping[Claim, str]) -> set[uuid.UUID]:
+        return {row[0] for row in self._guarded(_PROGRESS, said, progress=list(said.values()))}
+
+    def finish(self, outcomes: Sequence[tuple[Claim, Outcome]]) -> dict[uuid.UUID, str]:
+        """Write outcomes, one commit for all: the statuses they came to. Raises `DataError` for one that cannot be stored."""
+        settings = conf.current()
+        rows = self._guarded(
+            _FINISH,
+            [claim for claim, _ in outcomes],
+            statuses=[str(outcome.status) for _, outcome in outcomes],
+            results=[outcome.result for _, outcome in outcomes],
+            errors=[outcome.error for _, outcome in outcomes],
+            delays=[outcome.delay for _, outcome in outcomes],
+            seconds=[outcome.seconds for _, outcome in outcomes],
+            agos=[time.monotonic() - outcome.ended for _, outcome in outcomes],
+            result_ttl=settings.RESULT_TTL,
+            failure_ttl=settings.FAILURE_TTL,
+        )
+        return dict(rows)
+
+    def hand_back(self, held: Iterable[Claim]) -> set[uuid.UUID]:
+        """Have them wait again, no attempt spent."""
+        return {row[0] for row in self._guarded(_HAND_BACK, held, failure_ttl=conf.current().FAILURE_TTL)}
+
+    def to_cancel(self) -> dict[Claim, bool]:
+        """The jobs of this worker that somebody asked to stop, and whether by force."""
+        asked = Job.objects.using(self._using).filter(
+            worker=self._worker_id, status=Status.RUNNING, cancel_requested_at__isnull=False
+        )
+        return {(pk, claims): forced for pk, claims, forced in asked.values_list("pk", "claims", "cancel_forced")}
+
+    def _guarded(self, statement: str, held: Iterable[Claim], **parameters: Any) -> list[tuple[Any, ...]]:
+        ids, claims = zip(*held, strict=True)
+        mine = {"ids": list(ids), "claims": list(claims), "worker": self._worker_id}
+        with transaction.get_connection(self._using).cursor() as cursor:
+            cursor.execute(statement, {**mine, **parameters})
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+
+def recover_lost(*, using: str) -> int:
+    """Find jobs whose lease ran out: READY again while attempts remain, or when they never began, else FAILED. How many."""
+    parameters = {
+        "error": WORKER_LOST,
+        "failure_ttl": conf.current().FAILURE_TTL,
+        "most_false_starts": MOST_FALSE_STARTS,
+        "limit": RECOVERED_BATCH,
+    }
+    with transaction.get_connection(using).cursor() as cursor:
+        cursor.execute(_RECOVER, parameters)
+        statuses = [status for (status,) in cursor.fetchall()]
+    if statuses:
+        failed = statuses.count(Status.FAILED)
+        retried = statuses.count(Status.READY)
+        signals.send(signals.jobs_recovered, using=using, retried=retried, failed=failed)
+    return len(statuses)

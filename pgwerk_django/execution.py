@@ -1,0 +1,163 @@
+"""Running one job in this process: import its function, call it, and leave Django as the next job should find it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import json
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.db import close_old_connections, connections, reset_queries
+from django.utils import timezone, translation
+
+from pgwerk_django import jobs, registry
+from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, TransactionLeftOpen
+from pgwerk_django.models import Job, Status
+from pgwerk_django.targets.worker import load
+
+LONGEST_ERROR = 50_000
+LONGEST_SUMMARY = 1000
+FIRST_BACKOFF = 10  # seconds before the second attempt, where the schedule says nothing else
+LONGEST_BACKOFF = 3600
+
+
+def backoff_before(attempt: int, backoff: int | list[int] | None) -> float:
+    """Seconds from the failed attempt number `attempt` to the next: as the schedule says, else doubling, with jitter."""
+    if isinstance(backoff, list):
+        return backoff[min(attempt, len(backoff)) - 1]
+    if backoff is not None:
+        return backoff
+    ceiling: int = min(FIRST_BACKOFF * 2 ** min(attempt - 1, 20), LONGEST_BACKOFF)
+    return ceiling * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, guards nothing
+
+
+@dataclasses.dataclass(slots=True)
+class Outcome:
+    """How one run of a job ended."""
+
+    status: str
+    result: str | None = None  # JSON
+    error: str = ""
+    summary: str = ""  # the error in one line
+    delay: float = 0  # seconds to the next attempt
+    seconds: float = 0  # how long it ran
+    ended: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def success(cls, value: object) -> "Outcome":
+        try:
+            return cls(Status.SUCCESSFUL, result=json.dumps(registry.json_value(value, "the job's result")))
+        except (TypeError, ValueError) as error:
+            # It ran; another attempt would run it again and return the same.
+            return cls(Status.FAILED, error=str(error), summary=str(error)[:LONGEST_SUMMARY])
+
+    @classmethod
+    def failure(cls, job: Job, error: BaseException) -> "Outcome":
+        # What we raise says all there is to say; of what the job raised, the place matters too.
+        text = str(error) if isinstance(error, PgwerkError) else "".join(traceback.format_exception(error))
+        text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()[-LONGEST_ERROR:]
+        summary = f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST_SUMMARY]
+        if isinstance(error, JobCancelled):
+            return cls(Status.CANCELLED, error=text, summary=summary)
+        if job.attempt < job.max_attempts:
+            delay = backoff_before(job.attempt, job.backoff)
+            return cls(Status.READY, error=text, summary=summary, delay=delay)
+        return cls(Status.FAILED, error=text, summary=summary)
+
+
+def is_async(func: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+
+
+def run(job: jobs.CurrentJob, func: Callable[..., Any]) -> Outcome:
+    """Call a plain function in this thread."""
+    try:
+        with jobs.running(job), _django():
+            return Outcome.success(func(*job.args, **job.kwargs))
+    except BaseException as error:  # noqa: BLE001  # a job that calls sys.exit() must not end its worker's thread
+        return Outcome.failure(job.row, error)
+
+
+async def arun(job: jobs.CurrentJob, func: Callable[..., Any]) -> Outcome:
+    """Call an async function on this loop. Its synchronous parts, so its database connections, get a thread of its own."""
+    context = ThreadSensitiveContext()
+    try:
+        with jobs.running(job):
+            async with context:
+                try:
+                    return Outcome.success(await func(*job.args, **job.kwargs))
+                finally:
+                    if context in SyncToAsync.context_to_thread_executor:  # it has such parts
+                        await sync_to_async(_leave_clean)()
+    except BaseException as error:  # noqa: BLE001
+        return Outcome.failure(job.row, error)
+
+
+def run_inline(job: Job) -> Outcome:
+    """Run a job here and now, in the caller's thread and on its connections: for tests."""
+    current = jobs.CurrentJob(job)
+    try:
+        func = load(job.function)
+    except Exception as error:  # noqa: BLE001  # whatever an import may raise
+        return Outcome.failure(job, error)
+    if not is_async(func):
+        return run(current, func)
+
+    async def within_timeout() -> Any:
+        clock = asyncio.timeout(job.timeout)
+        try:
+            async with clock:
+                return await func(*job.args, **job.kwargs)
+        except TimeoutError:
+            if clock.expired():
+                raise JobTimeout(job.timeout or 0) from None
+            raise  # its own
+
+    from asgiref.sync import async_to_sync
+
+    return run(current, lambda *args, **kwargs: async_to_sync(within_timeout)())
+
+
+@contextlib.contextmanager
+def _django() -> Iterator[None]:
+    """Between two jobs on one thread: no stale connection, no open transaction, no language of the job before."""
+    close_old_connections()
+    reset_queries()
+    # A test may run jobs within its own transaction.
+    outer = {connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block}
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(TransactionLeftOpen):  # the job's own error says more
+            _leave_clean(outer)
+        raise
+    _leave_clean(outer)
+
+
+def _leave_clean(outer: set[str] | frozenset[str] = frozenset()) -> None:
+    """Raises `TransactionLeftOpen`, naming the databases, once what was left open is rolled back."""
+    translation.deactivate()
+    timezone.deactivate()
+    open_ = [
+        connection
+        for connection in connections.all(initialized_only=True)
+        if connection.alias not in outer
+        and (
+            connection.in_atomic_block
+            or not (
+                connection.connection is None or connection.autocommit or not connection.settings_dict["AUTOCOMMIT"]
+            )
+        )
+    ]
+    for connection in open_:
+        connection.close()  # which rolls back
+        del connections[connection.alias]  # and with it what Django remembers of the blocks
+    reset_queries()
+    close_old_connections()
+    if open_:
+        raise TransactionLeftOpen([connection.alias for connection in open_])
