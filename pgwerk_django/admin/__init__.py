@@ -9,10 +9,11 @@ from django.contrib.admin import AdminSite
 from pgwerk_django.admin.jobs import JobAdmin
 from pgwerk_django.admin.overview import Overview, OverviewAdmin
 from pgwerk_django.admin.processes import ProcessAdmin
+from pgwerk_django.admin.queues import QueueAdmin
 from pgwerk_django.admin.schedules import ScheduleAdmin
-from pgwerk_django.models import Job, Process, Schedule
+from pgwerk_django.models import Job, Process, Queue, Schedule
 
-__all__ = ["JobAdmin", "OverviewAdmin", "ProcessAdmin", "ScheduleAdmin", "register"]
+__all__ = ["JobAdmin", "OverviewAdmin", "ProcessAdmin", "QueueAdmin", "ScheduleAdmin", "register"]
 
 
 def register(site: AdminSite) -> None:
@@ -20,4 +21,5 @@ def register(site: AdminSite) -> None:
     site.register(Overview, OverviewAdmin)
     site.register(Schedule, ScheduleAdmin)
     site.register(Job, JobAdmin)
+    site.register(Queue, QueueAdmin)
     site.register(Process, ProcessAdmin)

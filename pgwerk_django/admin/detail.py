@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.contrib.admin import helpers
-from django.contrib.admin.models import LogEntry
-from django.contrib.admin.options import get_content_type_for_model
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -15,6 +13,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import registry
+from pgwerk_django.admin.actions import audit_of
 from pgwerk_django.admin.charts import Point, quantile_chart, strip
 from pgwerk_django.admin.diagnosis import Surroundings, findings
 from pgwerk_django.admin.display import (
@@ -142,10 +141,6 @@ def _job(model_admin: Any, run: Run) -> dict[str, Any]:
 def audit(row: Schedule) -> Any:
     """Who paused, resumed, triggered and edited it in the admin, when and why: the newest first."""
     return audit_of(row).select_related("user").order_by("-pk")[:AUDITED]
-
-
-def audit_of(row: Schedule) -> Any:
-    return LogEntry.objects.filter(content_type=get_content_type_for_model(row), object_id=str(row.pk))
 
 
 def declared_at(name: str) -> str:

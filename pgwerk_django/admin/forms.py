@@ -242,5 +242,17 @@ def _check_own_path(function: str) -> None:
 
 class ReasonForm(forms.Form):
     reason = forms.CharField(
-        label=_("Reason"), required=False, max_length=500, widget=AdminTextInputWidget(attrs={"autofocus": True})
+        label=_("Reason"),
+        required=False,
+        max_length=500,
+        widget=AdminTextInputWidget(attrs={"autofocus": True}),
+        help_text=_("Optional: it is on record, and those who find it paused will read it."),
+    )
+
+
+class CancelForm(ReasonForm):
+    force = forms.BooleanField(
+        label=_("Stop what runs"),
+        required=False,
+        help_text=_("Else a running job is asked, and stops if its function looks at that."),
     )

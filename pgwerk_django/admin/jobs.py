@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf
+from pgwerk_django.admin.actions import ActingPage, Action
 from pgwerk_django.admin.display import (
     EMPTY,
     brief,
@@ -29,6 +30,7 @@ from pgwerk_django.admin.display import (
     shown_progress,
     shown_text,
 )
+from pgwerk_django.admin.forms import CancelForm
 from pgwerk_django.admin.history import jobs_named
 from pgwerk_django.admin.pages import CappedPaginator, ReadOnlyPage, column, value_column
 from pgwerk_django.models import Job, Schedule, Status
@@ -85,8 +87,46 @@ class JobScheduleFilter(admin.SimpleListFilter):
         return queryset if value is None else jobs_named(queryset, value)
 
 
+RETRY = Action(
+    name="retry",
+    title=_("Retry jobs"),
+    button=_("Retry"),
+    asks=False,
+    concerns=Q(status__in=[Status.FAILED, Status.CANCELLED]),
+    change=lambda rows, by, given: rows.retry(by=by),
+    question=lambda n: ngettext("%(count)d job will run again now:", "%(count)d jobs will run again now:", n),
+    told=lambda n: ngettext("%(count)d job runs again.", "%(count)d jobs run again.", n),
+    log=_("Retried."),
+    log_with_reason=_("Retried: %(reason)s"),
+    untouched=_("Nothing to retry: none of them had failed or was cancelled."),
+)
+CANCEL = Action(
+    name="cancel",
+    title=_("Cancel jobs"),
+    button=_("Cancel jobs"),
+    asks=True,
+    concerns=Q(status__in=[Status.READY, Status.RUNNING]),
+    change=lambda rows, by, given: rows.cancel(by=by, reason=given["reason"], force=given["force"]),
+    question=lambda n: ngettext(
+        "%(count)d job will not run, or is asked to stop if it does:",
+        "%(count)d jobs will not run, or are asked to stop if they do:",
+        n,
+    ),
+    told=lambda n: ngettext(
+        "%(count)d job was cancelled, or asked to stop.", "%(count)d jobs were cancelled, or asked to stop.", n
+    ),
+    log=_("Cancelled."),
+    log_with_reason=_("Cancelled: %(reason)s"),
+    untouched=_("Nothing to cancel: they had ended already."),
+    form=CancelForm,
+)
+
+
 @admin.register(Job)
-class JobAdmin(ReadOnlyPage):
+class JobAdmin(ActingPage, ReadOnlyPage):
+    actions = ("retry", "cancel")
+    acts = (RETRY, CANCEL)
+    known_by = "key"
     list_display = ("shown_name", "brief_status", "brief_due", "shown_timing", "queue", "shown_attempt")
     list_filter = (JobScheduleFilter, "status", "kind", JobQueueFilter, "enqueued_at")
     search_fields = ("schedule_name", "function")
@@ -129,6 +169,31 @@ class JobAdmin(ReadOnlyPage):
     shown_progress = column(Job, "progress", shown_progress)
     shown_error = value_column(Job, "error", shown_traceback)
     shown_errors = column(Job, "errors", earlier_errors)
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "retry")
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "cancel")
+
+    @admin.action(permissions=["retry"], description=_("Retry selected %(verbose_name_plural)s"))
+    def retry(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return self.act(request, queryset, RETRY)
+
+    @admin.action(permissions=["cancel"], description=_("Cancel selected %(verbose_name_plural)s"))
+    def cancel(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return self.act(request, queryset, CANCEL)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        job = context.get("original")
+        if job is not None:
+            context["pgwerk"] = {
+                **self.action_context(job),
+                "may_retry": self.has_retry_permission(request) and job.status in (Status.FAILED, Status.CANCELLED),
+                "may_cancel": self.has_cancel_permission(request) and job.status in (Status.READY, Status.RUNNING),
+                "is_running": job.status == Status.RUNNING,
+            }
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         try:

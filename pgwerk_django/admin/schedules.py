@@ -1,25 +1,19 @@
 """Schedules: what will run and when; pause, resume and trigger; schedules made by people."""
 
-import dataclasses
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from django.conf import settings
-from django.contrib import admin, messages
-from django.contrib.admin import helpers
-from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib import admin
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
-from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Q, QuerySet, Value
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
 from django.urls import path
-from django.utils import translation
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
@@ -27,6 +21,7 @@ from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf
 from pgwerk_django.admin import detail
+from pgwerk_django.admin.actions import ActingPage, Action
 from pgwerk_django.admin.charts import strip
 from pgwerk_django.admin.display import (
     EMPTY,
@@ -41,9 +36,9 @@ from pgwerk_django.admin.display import (
     shorten,
     zone_of,
 )
-from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, ReasonForm, ScheduleForm, SuggestingInput, is_admitted
+from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, ScheduleForm, SuggestingInput, is_admitted
 from pgwerk_django.admin.history import Run, failing_names, is_failing, last_runs, with_open_job
-from pgwerk_django.admin.pages import MOST_LISTED, LightList, Page, and_more, column, value_column
+from pgwerk_django.admin.pages import MOST_LISTED, LightList, column, value_column
 from pgwerk_django.admin.preview import preview
 from pgwerk_django.admin.words import recurrence_in_words, rule_in_words
 from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, Status, atomic, database_now
@@ -110,30 +105,13 @@ class OutcomeFilter(admin.SimpleListFilter):
         return queryset
 
 
-@dataclasses.dataclass(frozen=True)
-class Action:
-    """What a person does to schedules: how it is asked, done, told and recorded."""
-
-    name: str
-    title: Any
-    button: Any
-    asks: bool  # on a page of its own, which a schedule's page, whose buttons ask already, passes over
-    concerns: Q
-    change: Callable[[Any, str, str], int]  # of these rows, by whom, why
-    question: Callable[[int], str]
-    told: Callable[[int], str]
-    log: Any
-    log_with_reason: Any
-    untouched: Any
-
-
 PAUSE = Action(
     name="pause",
     title=_("Pause schedules"),
     button=_("Pause"),
     asks=True,
     concerns=Q(paused=False) | Q(paused_by=SYNC),
-    change=lambda rows, by, reason: rows.pause(by=by, reason=reason),
+    change=lambda rows, by, given: rows.pause(by=by, reason=given["reason"]),
     question=lambda n: ngettext(
         "%(count)d schedule will not run until somebody resumes it:",
         "%(count)d schedules will not run until somebody resumes them:",
@@ -150,7 +128,7 @@ RESUME = Action(
     button=_("Resume"),
     asks=False,
     concerns=Q(paused=True),
-    change=lambda rows, by, reason: rows.resume(by=by),
+    change=lambda rows, by, given: rows.resume(by=by),
     question=lambda n: ngettext(
         "%(count)d schedule will run again, from its next due time on:",
         "%(count)d schedules will run again, from their next due times on:",
@@ -159,6 +137,7 @@ RESUME = Action(
     told=lambda n: ngettext("%(count)d schedule was resumed.", "%(count)d schedules were resumed.", n),
     log=_("Resumed."),
     log_with_reason=_("Resumed: %(reason)s"),
+    permission="pause",
     untouched=_("Nothing to resume: none of them was paused."),
 )
 TRIGGER = Action(
@@ -167,7 +146,7 @@ TRIGGER = Action(
     button=_("Trigger"),
     asks=False,
     concerns=Q(),
-    change=lambda rows, by, reason: rows.trigger(by=by),
+    change=lambda rows, by, given: rows.trigger(by=by),
     question=lambda n: ngettext(
         "%(count)d schedule will run once now, beside its cadence:",
         "%(count)d schedules will run once now, beside their cadence:",
@@ -217,7 +196,7 @@ READABLE = {
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(Page):
+class ScheduleAdmin(ActingPage):
     list_display = ("shown_name", "shown_state", "shown_rule", "shown_next_run", "shown_last_run", "shown_queue")
     show_facets = admin.ShowFacets.NEVER  # each would count all rows
     list_filter = (StateFilter, OutcomeFilter, "origin", ("queue", admin.AllValuesFieldListFilter))
@@ -226,6 +205,7 @@ class ScheduleAdmin(Page):
     search_help_text = _("Name or function")
     ordering = ("name",)
     actions = ("pause", "resume", "trigger")
+    acts = (PAUSE, RESUME, TRIGGER)
     form = ScheduleForm
     heavy = ("args", "kwargs", "meta", "backoff", "description")
     whole = ("args", "kwargs", "meta", "error")
@@ -287,15 +267,12 @@ class ScheduleAdmin(Page):
 
     # -- permissions: each is asked again for each POST
 
-    def _may(self, request: HttpRequest, action: str) -> bool:
-        return request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename(action, self.opts)}")
-
     def has_pause_permission(self, request: HttpRequest) -> bool:
         """For pause and resume."""
-        return self._may(request, "pause")
+        return self.may(request, "pause")
 
     def has_trigger_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "trigger")
+        return self.may(request, "trigger")
 
     def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         return not _is_codes(obj) and super().has_change_permission(request, obj)
@@ -303,99 +280,19 @@ class ScheduleAdmin(Page):
     def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         return not _is_codes(obj) and super().has_delete_permission(request, obj)
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Django passes over an action that is not the user's to take; whoever posts one should hear of it."""
-        allowed = {
-            "pause": self.has_pause_permission,
-            "resume": self.has_pause_permission,
-            "trigger": self.has_trigger_permission,
-        }
-        if not all(allowed[action](request) for action in request.POST.getlist("action") if action in allowed):
-            raise PermissionDenied
-        return super().changelist_view(request, extra_context)
-
     # -- actions
 
     @admin.action(permissions=["pause"], description=_("Pause selected %(verbose_name_plural)s"))
     def pause(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(request, queryset, PAUSE)
+        return self.act(request, queryset, PAUSE)
 
     @admin.action(permissions=["pause"], description=_("Resume selected %(verbose_name_plural)s"))
     def resume(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(request, queryset, RESUME)
+        return self.act(request, queryset, RESUME)
 
     @admin.action(permissions=["trigger"], description=_("Trigger selected %(verbose_name_plural)s"))
     def trigger(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(request, queryset, TRIGGER)
-
-    def _act(self, request: HttpRequest, queryset: Any, action: Action) -> HttpResponse | None:
-        """Change what the action is for, under lock, with a log entry for each row that really changed; and say how many."""
-        form = ReasonForm(request.POST if request.POST.get("post") or not action.asks else None)
-        if not form.is_valid():
-            return self._confirm(request, queryset, action, form)
-        reason = form.cleaned_data["reason"]
-        with atomic(queryset.db):
-            wanted = queryset.filter(action.concerns).order_by("name").only("name")
-            found = list(wanted.select_for_update(no_key=True, of=("self",)))
-            text = self._log_text(action, reason)
-            # Under the lock: of a double click the second request waits for the first, and finds its log entry.
-            if found and self._was_done(request, found, text):
-                count, untouched = 0, _("That was done already, a moment ago.")
-            else:
-                rows = Schedule.objects.using(queryset.db).filter(pk__in=[row.pk for row in found])
-                count, untouched = action.change(rows, request.user.get_username()[:200], reason), action.untouched
-                if found:
-                    LogEntry.objects.log_actions(request.user.pk, found, CHANGE, text)  # type: ignore[arg-type]
-        if count:
-            self.message_user(request, action.told(count) % {"count": count}, messages.SUCCESS)
-        else:
-            self.message_user(request, untouched, messages.WARNING)
-        return self._back_to_the_page(request)
-
-    def _log_text(self, action: Action, reason: str) -> str:
-        # A record that many people read is in the site's language, not in that of whoever clicked.
-        with translation.override(settings.LANGUAGE_CODE):
-            return str(action.log_with_reason) % {"reason": reason} if reason else str(action.log)
-
-    def _was_done(self, request: HttpRequest, found: Sequence[Schedule], text: str) -> bool:
-        """Whether this person has done the same since the page was made that the request comes from."""
-        seen = request.POST.get("seen", "")
-        if not (len(found) == 1 and seen.isdecimal() and len(seen) < 19):
-            return False
-        since = detail.audit_of(found[0]).filter(pk__gt=int(seen), user=request.user.pk, change_message=text)
-        return bool(since.exists())
-
-    def _back_to_the_page(self, request: HttpRequest) -> HttpResponse | None:
-        """To the schedule's own page when its buttons were used; else Django goes to the list."""
-        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-        if "_page" not in request.POST or len(selected) != 1:
-            return None
-        return HttpResponseRedirect(self.url(Schedule, "change", selected[0]))
-
-    def _confirm(self, request: HttpRequest, queryset: Any, action: Action, form: ReasonForm) -> HttpResponse:
-        across = request.POST.get("select_across", "0") == "1"
-        count = queryset.count()
-        names = list(queryset.order_by("name").values_list("name", flat=True)[:MOST_LISTED])
-        # All of ten thousand are sent as "all", not by their numbers: a form may have only so many fields.
-        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": action.title,
-            "subtitle": None,
-            "opts": self.opts,
-            "media": self.media,
-            "form": form,
-            "action": action,
-            "question": action.question(count) % {"count": count},
-            "names": and_more(names, count),
-            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-            "selected": selected[:1] if across else selected,
-            "select_across": int(across),
-            "from_page": "_page" in request.POST,
-            "seen": request.POST.get("seen", ""),
-        }
-        request.current_app = self.admin_site.name
-        return TemplateResponse(request, "admin/pgwerk_django/schedule/action_confirmation.html", context)
+        return self.act(request, queryset, TRIGGER)
 
     # -- one schedule
 
