@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format screenshots clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -30,8 +30,11 @@ format: $(READY)  ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+screenshots: $(READY)  ## the admin's pages, light and dark, into docs/screenshots (with Debian's chromium and chromium-driver)
+	@$(BIN)/python -m example_project.screenshots $(ARGS)
+
 clean:  ## delete what the others made, the demo's data included
-	rm -rf .venv .venv-newest .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
+	rm -rf .venv .venv-newest .browser .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted installation is taken up again.
@@ -43,4 +46,7 @@ $(READY): pyproject.toml
 	@echo "Installing into $(VENV) (a minute, the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@# For the browser tests' accessibility check; who has no npm goes without.
+	@test -e .browser/node_modules/axe-core/axe.min.js || ! command -v npm >/dev/null || \
+	    npm install --prefix .browser --no-save --silent --no-audit --no-fund axe-core@4
 	@touch $@

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,6 +27,7 @@ class Conf:
     RESULT_TTL: int = 7 * DAY
     FAILURE_TTL: int = 30 * DAY
     ALLOWED_FUNCTIONS: tuple[str, ...] = ()
+    MASK: tuple[str, ...] = ("API", "AUTH", "TOKEN", "KEY", "SECRET", "PASS", "SIGNATURE", "HTTP_COOKIE")
     LISTEN: str | None = None
     NOTIFY: bool = True
 
@@ -49,6 +51,16 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise _Bad("a list or tuple of strings")
     return tuple(value)
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    patterns = _texts(value)
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+    except re.error:
+        raise _Bad("a list or tuple of regular expressions") from None
+    return patterns
 
 
 def _flag(value: object) -> bool:
@@ -89,6 +101,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "RESULT_TTL": _ttl,
     "FAILURE_TTL": _ttl,
     "ALLOWED_FUNCTIONS": _texts,
+    "MASK": _patterns,
     "LISTEN": _optional_text,
     "NOTIFY": _flag,
 }

@@ -282,6 +282,11 @@ def parse(expression: object) -> Expression:
     return Expression(_texts(expression))
 
 
+def fields(expression: str) -> list[tuple[str, frozenset[int]]]:
+    """The five fields, each as it is written and by its values (Sunday is 0): for whoever puts them into words."""
+    return [(text, _values(field, text)) for field, text in zip(_FIELDS, _texts(expression), strict=True)]
+
+
 # --- Zones ------------------------------------------------------------------------------------------------------------
 
 _ZONE_NAME = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*", re.ASCII)

@@ -3,6 +3,7 @@
 import functools
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ class State(models.TextChoices):
     ERROR = "ERROR", _("Error")
     PAUSED = "PAUSED", _("Paused")
     ENDED = "ENDED", _("Ended")
+    FAILING = "FAILING", _("Failing")
     LATE = "LATE", _("Late")
     OK = "OK", _("OK")
 
@@ -410,13 +412,16 @@ class Schedule(models.Model):
         after = now if self.replan else self.next_run_at
         return [*planned, *self.recurrence.upcoming(after, n)][: max(remaining, 0)]
 
-    def state(self, now: datetime) -> State:
+    def state(self, now: datetime, *, failing: bool = False) -> State:
+        """`failing` is what its jobs say: the newest one that succeeded or failed has failed."""
         if self.error:
             return State.ERROR
         if self.paused:
             return State.PAUSED
         if self.next_run_at is None:
             return State.ENDED
+        if failing:
+            return State.FAILING
         return State.LATE if self.next_run_at < now - timedelta(seconds=self.misfire_grace) else State.OK
 
 
@@ -612,6 +617,8 @@ class Job(models.Model):
             models.Index(fields=["schedule"], name="pgwerk_open", condition=Q(status__in=["READY", "RUNNING"])),
             models.Index(fields=["worker"], name="pgwerk_running", condition=Q(status="RUNNING")),
             models.Index(fields=["expires_at"], name="pgwerk_expiry", condition=Q(expires_at__isnull=False)),
+            # What failed, newest first: an entry only for what does, so ticks and successes pay nothing.
+            models.Index(fields=["id"], name="pgwerk_failed", condition=Q(status="FAILED"), include=["schedule_name"]),
         ]
         permissions = [("retry_job", _("Can retry jobs")), ("cancel_job", _("Can cancel jobs"))]
 
@@ -759,7 +766,8 @@ class Process(models.Model):
 
     def beat(self, *, using: str, **stats: Any) -> None:
         """Say that this process lives. An upsert: whoever took it for dead and deleted the row was wrong."""
-        self.heartbeat_at, self.stats = Now(), {**self.stats, **stats}
+        # The host's own clock beside PostgreSQL's: who reads the row sees how far it is off.
+        self.heartbeat_at, self.stats = Now(), {**self.stats, **stats, "clock": time.time()}
         Process.objects.using(using).bulk_create(
             [self],
             update_conflicts=True,

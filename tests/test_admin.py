@@ -20,9 +20,11 @@ from django.utils.html import escape
 
 from pgwerk_django.admin import JobAdmin, ProcessAdmin, ScheduleAdmin
 from pgwerk_django.admin.display import span
-from pgwerk_django.admin.jobs import jobs_named
-from pgwerk_django.models import Job, Kind, Origin, Process, Schedule, State, Status
-from pgwerk_django.registry import schedule
+from pgwerk_django.admin.history import failing_names, is_failing, jobs_named, last_runs
+from pgwerk_django.admin.masking import STARS
+from pgwerk_django.admin.pages import CappedPaginator
+from pgwerk_django.models import Job, Kind, Origin, Process, Queue, Schedule, State, Status
+from pgwerk_django.registry import registry, schedule
 from pgwerk_django.scheduler import Scheduler
 from tests import functions
 
@@ -132,7 +134,7 @@ def queries(client: Client, url: str) -> int:
 def test_the_list_says_what_will_run_when(anna: Client) -> None:
     make("reports.daily", interval=None, cron="0 9 * * *", timezone="Europe/Paris", queue="reports")
     html = anna.get(LIST).content.decode()
-    for text in ("reports.daily", "0 9 * * * (Europe/Paris)", "reports", "OK", "admin"):
+    for text in ("reports.daily", "At 09:00 every day", "0 9 * * * (Europe/Paris)", "reports", "worker", "OK", "admin"):
         assert text in html
     assert " in 59 min" in html or "in 1 h" in html
 
@@ -144,6 +146,7 @@ def one_of_each() -> dict[str, Schedule]:
     Schedule.objects.filter(name="paused").pause(by="bob", reason="stocktaking")
     Schedule.objects.filter(name="ended").update(next_run_at=None)
     Schedule.objects.filter(name="late").update(next_run_at=Now() - dt.timedelta(seconds=61))
+    make_job("failing", status=Status.FAILED)
     return {state: reread(row) for state, row in rows.items()}
 
 
@@ -160,7 +163,7 @@ def test_each_state_is_shown_and_says_why(anna: Client, one_of_each: dict[str, S
 def test_the_state_filter_agrees_with_the_rows(anna: Client, one_of_each: dict[str, Schedule], state: str) -> None:
     shown = anna.get(LIST, {"state": state}).context["cl"].result_list
     assert [row.name for row in shown] == [state.lower()]
-    assert shown[0].state(shown[0].judged_at) == state
+    assert shown[0].state(shown[0].judged_at, failing=is_failing(shown[0].runs)) == state
 
 
 def test_filters_by_origin_and_queue_and_search(anna: Client) -> None:
@@ -172,6 +175,83 @@ def test_filters_by_origin_and_queue_and_search(anna: Client) -> None:
     assert names(q="noop") == ["b"]
     assert names(q="a") == ["a", "b"]  # the second by its function
     assert names(state="nonsense") == ["a", "b"]
+
+
+FAILED_OK = (Status.FAILED, Status.SUCCESSFUL)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "failing"),
+    [
+        ((), False),
+        ((Status.SUCCESSFUL, Status.FAILED), True),
+        ((Status.FAILED, Status.SUCCESSFUL), False),
+        ((Status.FAILED, Status.SKIPPED, Status.CANCELLED, Status.READY, Status.RUNNING), True),  # undecided yet
+        ((Status.SKIPPED,), False),
+    ],
+)
+def test_a_schedule_fails_when_its_newest_decided_run_did(
+    anna: Client, statuses: tuple[Status, ...], failing: bool
+) -> None:
+    make()
+    make_job("other", status=Status.FAILED)  # of a schedule that is gone
+    for day, status in enumerate(statuses):
+        make_job(due_at=JAN + dt.timedelta(day), status=status)
+    assert ("hourly" in failing_names("default")) == failing
+    names = lambda **query: [row.name for row in anna.get(LIST, query).context["cl"].result_list]  # noqa: E731
+    assert names(state="FAILING") == names(outcome="failed") == (["hourly"] if failing else [])
+    assert names(state="OK") == ([] if failing else ["hourly"])
+    assert (">Failing</span>" in anna.get(LIST).content.decode()) == failing
+
+
+def test_the_outcome_filter(anna: Client) -> None:
+    rows = {name: make(name, last_run_at=JAN) for name in ("failed", "fine", "running", "waiting")}
+    make("never")
+    for name, status in (("failed", "FAILED"), ("fine", "SUCCESSFUL"), ("running", "RUNNING"), ("waiting", "READY")):
+        make_job(name, status=status, schedule=rows[name])
+    found = lambda value: [row.name for row in anna.get(LIST, {"outcome": value}).context["cl"].result_list]  # noqa: E731
+    for value in ("failed", "running", "waiting", "never"):
+        assert found(value) == [value]
+    assert found("fine") == ["fine", "running", "waiting"]
+    assert len(found("nonsense")) == 5
+
+
+def test_the_list_shows_the_last_thirty_runs(anna: Client) -> None:
+    make()
+    for number in range(33):
+        make_job(due_at=JAN + dt.timedelta(minutes=number), status=FAILED_OK[number % 2])
+    last = make_job(
+        due_at=JAN + dt.timedelta(days=1), kind=Kind.TRIGGER, status=Status.SUCCESSFUL, reason=f"triggered by {XSS}",
+        started_at=JAN + dt.timedelta(days=1, seconds=3), finished_at=JAN + dt.timedelta(days=1, seconds=5), claims=1,
+    )  # fmt: skip
+    html = anna.get(LIST).content.decode()
+    assert html.count("<rect ") == 30
+    assert html.count('class="pgwerk-dot"') == 1
+    assert 'aria-label="The last 30 runs: 15 successful, 15 failed"' in html
+    assert f"2026-01-02 10:00:00, Successful, triggered, 2.0 s: triggered by {escape(XSS)}" in html
+    assert f'href="{JOBS}{last.pk}/change/"' in html
+    assert "2.0 s, 3.0 s late" in html
+
+
+def test_of_many_jobs_the_count_is_broken_off(anna: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CappedPaginator, "MOST", 2)
+    for number in range(4):
+        make_job(due_at=JAN + dt.timedelta(number))
+    assert "2+ jobs" in anna.get(JOBS).content.decode()
+
+
+def test_the_history_is_read_by_the_index_on_keys() -> None:
+    for number in range(200):
+        make_job(f"s{number % 20}", due_at=JAN + dt.timedelta(minutes=number))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE _pgwerk_jobs")
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        with CaptureQueriesContext(connection) as captured:
+            last_runs([f"s{number}" for number in range(20)], using="default")
+        assert len(captured) == 1
+        cursor.execute("EXPLAIN " + captured.captured_queries[0]["sql"])
+        plan = " ".join(line for (line,) in cursor.fetchall())
+    assert plan.count("pgwerk_job_key") == 20
 
 
 def test_a_schedule_that_was_triggered_or_is_being_planned_says_so(anna: Client) -> None:
@@ -663,9 +743,9 @@ def test_the_page_shows_coming_runs_in_the_schedules_zone(anna: Client) -> None:
     row = make("ny", interval=None, cron="0 9 * * *", timezone="America/New_York")
     Schedule.objects.filter(pk=row.pk).update(next_run_at=dt.datetime(2035, 6, 1, 13, tzinfo=dt.UTC))
     html = anna.get(page_of(row)).content.decode()
-    for day in range(1, 6):
-        assert f"2035-06-0{day} 09:00:00 EDT" in html
-    assert "2035-06-06" not in html
+    for day in range(1, 11):
+        assert f"2035-06-{day:02} 09:00:00 EDT" in html
+    assert "2035-06-11" not in html
 
 
 def test_the_page_shows_the_last_jobs_in_one_query(anna: Client) -> None:
@@ -675,13 +755,12 @@ def test_the_page_shows_the_last_jobs_in_one_query(anna: Client) -> None:
     without = queries(anna, url)
     jobs = [make_job(due_at=JAN + dt.timedelta(minutes=n), schedule=row, reason=f"reason {n}") for n in range(25)]
     make_job("other")
-    assert queries(anna, url) == without <= 6
+    assert queries(anna, url) == without <= 8
     shown = anna.get(url).context["pgwerk"]["jobs"]
-    assert len(shown) == 20
+    assert len(shown) == 25
     assert str(jobs[-1].pk) in shown[0]["due"]
     html = anna.get(url).content.decode()
     assert "reason 24" in html
-    assert "reason 4" not in html.replace("reason 24", "")
     assert f"{JOBS}?schedule=hourly" in html
 
 
@@ -715,6 +794,100 @@ def test_the_page_says_who_paused_and_who_triggered(anna: Client) -> None:
     assert "None while it is paused" in html
     assert 'value="resume"' in html
     assert 'value="pause"' not in html
+
+
+def test_where_the_clocks_change_is_marked(anna: Client) -> None:
+    row = make("paris", interval=None, cron="30 2 * * *", timezone="Europe/Paris")
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=dt.datetime(2035, 3, 24, 1, 30, tzinfo=dt.UTC))
+    html = anna.get(page_of(row)).content.decode()
+    assert html.count("the clocks have gone forward by 1 h") == 1
+    assert "2035-03-25 03:00:00 CEST" in html  # the first instant after the gap
+
+
+def test_the_page_of_a_declared_row_says_where(anna: Client, declared: Schedule) -> None:
+    line = functions.add.__code__.co_firstlineno
+    assert f"add in tests.functions, line {line}" in anna.get(page_of(declared)).content.decode()
+    registry.clear()
+    assert "this process does not declare it" in anna.get(page_of(declared)).content.decode()
+
+
+def test_charts_show_durations_and_lateness(anna: Client) -> None:
+    row = make()
+    for number in range(100):
+        due = JAN + dt.timedelta(minutes=number)
+        make_job(
+            due_at=due, status=Status.SUCCESSFUL, claims=1, started_at=due + dt.timedelta(seconds=1),
+            finished_at=due + dt.timedelta(seconds=3 if number % 10 else 9),
+        )  # fmt: skip
+    html = anna.get(page_of(row)).content.decode()
+    assert "Duration of the last 100 runs: half of the newest within 2.0 s" in html
+    assert "Lateness of the last 100 runs: half of the newest within 1.0 s, 95 % within 1.0 s" in html
+    assert html.count('class="pgwerk-chart"') == 2
+
+
+def why(client: Client, row: Schedule) -> dict[str, str]:
+    return {finding.text: finding.kind for finding in client.get(page_of(row)).context["pgwerk"]["findings"]}
+
+
+def test_why_it_did_not_run(anna: Client) -> None:
+    row = make(queue="reports", overlap="SKIP")
+    found = why(anna, row)
+    assert found["No scheduler is alive, so nothing becomes a job: start manage.py runscheduler."] == "bad"
+    assert found["No live worker serves the queue reports: its jobs wait."] == "bad"
+    Process.objects.create(role="scheduler", host="a")
+    Process.objects.create(role="worker", host="a", queues=["reports"])
+    found = why(anna, row)
+    assert set(found.values()) == {"ok"}
+    assert "Nothing is in its way" in anna.get(page_of(row)).content.decode()
+    assert found["1 scheduler is alive."] == found["1 worker serves the queue reports."] == "ok"
+    make_job(schedule=row, status=Status.RUNNING, queue="reports")
+    make_job(due_at=JAN + dt.timedelta(1), status=Status.SKIPPED, reason="overlap: job 7")
+    Queue.objects.create(name="reports")
+    Queue.objects.pause(by="bob")
+    make_job("other", queue="reports")
+    Schedule.objects.update(next_run_at=Now() - dt.timedelta(hours=1))
+    found = why(anna, row)
+    for text, kind in (
+        ("The job of 2026-01-01 10:00:00 is not finished", "wait"),
+        ("The last due time, 2026-01-02 10:00:00, was skipped: overlap: job 7", "wait"),
+        ("The queue reports is paused", "bad"),
+        ("1 jobs wait in the queue reports", "wait"),
+        ("It has been due for 1 h", "bad"),
+    ):
+        assert [kind for said in found if said.startswith(text)] == [kind], text
+    Schedule.objects.pause(by="bob", reason=XSS)
+    Schedule.objects.update(starts_at=END, max_runs=0)
+    found = why(anna, row)
+    assert [said for said in found if said.endswith(f"by bob: {XSS}")]
+    assert [said for said in found if said.startswith("It does not run before 9000")]
+    assert found["It has had its 0 runs."] == "bad"
+
+
+def test_who_did_what_is_on_the_page(anna: Client) -> None:
+    row = make()
+    post(anna, "trigger", row, post="yes", reason="the feed is back")
+    post(anna, "pause", row, post="yes", reason="stocktaking")
+    post(anna, "resume", row, post="yes", reason="all counted")
+    entries = [entry.change_message for entry in anna.get(page_of(row)).context["pgwerk"]["audit"]]
+    assert entries == ["Resumed: all counted", "Paused: stocktaking", "Triggered: the feed is back"]
+    html = anna.get(page_of(row)).content.decode()
+    assert "<strong>anna</strong> Triggered: the feed is back" in html
+
+
+def test_a_double_click_triggers_once(anna: Client) -> None:
+    row = make()
+    seen = anna.get(page_of(row)).context["pgwerk"]["seen"]
+    post(anna, "trigger", row, post="yes", _page="yes", seen=seen)
+    Scheduler().tick()  # it was quick
+    post(anna, "trigger", row, post="yes", _page="yes", seen=seen)
+    assert said(anna.get(page_of(row)))[-1] == "That was done already, a moment ago."
+    Scheduler().tick()
+    assert Job.objects.count() == LogEntry.objects.count() == 1
+    post(anna, "trigger", row, post="yes", _page="yes", seen=anna.get(page_of(row)).context["pgwerk"]["seen"])
+    Scheduler().tick()
+    assert Job.objects.count() == 2
+    post(browser(User.objects.create_superuser("bob")), "trigger", row, post="yes", seen=seen)  # another person
+    assert LogEntry.objects.count() == 3
 
 
 def test_data_is_never_markup(anna: Client) -> None:
@@ -839,6 +1012,18 @@ def test_jobs_are_filtered_and_searched(anna: Client) -> None:
     assert "By schedule" not in anna.get(JOBS).content.decode()
 
 
+def test_a_part_of_a_word_is_looked_for_among_the_newest_jobs(anna: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("hourly")
+    monkeypatch.setattr("pgwerk_django.admin.jobs.MOST_SEARCHED", 1)
+    make_job(due_at=JAN)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.002)")
+    make_job(due_at=JAN + dt.timedelta(1))
+    days = lambda q: [job.due_at.day for job in anna.get(JOBS, {"q": q}).context["cl"].result_list]  # noqa: E731
+    assert days("hour") == [2]
+    assert days("hourly") == [2, 1]  # a schedule's whole name leads to all of its jobs
+
+
 def test_no_filter_asks_all_jobs_for_their_values(anna: Client) -> None:
     make_job()
     with CaptureQueriesContext(connection) as captured:
@@ -878,6 +1063,187 @@ def test_huge_values_are_cut(anna: Client) -> None:
     assert "Only the first 10000 of 50011 characters are shown." in html
     assert "Only the last 10000 of 50009 characters are shown." in html
     assert "xlast</pre>" in html  # a traceback ends with what happened
+    for name, whole in (("result", json.dumps(text)), ("error", text)):
+        assert f'href="../value/{name}/"' in html
+        response = anna.get(f"{JOBS}{job.pk}/value/{name}/")
+        assert (response.content.decode(), response["X-Content-Type-Options"]) == (whole, "nosniff")
+        assert response["Content-Type"].startswith("text/plain")
+
+
+def test_all_of_a_value_is_for_those_who_may_see_the_row(anna: Client) -> None:
+    job, row = make_job(kwargs={"token": "s3cr3t"}, error="x"), make(kwargs={"token": "s3cr3t"})
+    client = browser(user("paula", "view_schedule"))
+    assert client.get(f"{JOBS}{job.pk}/value/error/").status_code == 403
+    assert client.get(f"{LIST}{row.pk}/value/kwargs/").status_code == 200
+    for url in (f"{JOBS}{job.pk}/value/key/", f"{JOBS}nonsense/value/error/", f"{LIST}{row.pk + 1}/value/args/"):
+        assert anna.get(url).status_code == 404
+    for url in (f"{JOBS}{job.pk}/value/kwargs/", f"{LIST}{row.pk}/value/kwargs/"):
+        assert "s3cr3t" not in anna.get(url).content.decode()
+
+
+# -- secrets
+
+
+def test_secrets_are_stars(anna: Client) -> None:
+    secrets = {
+        "args": ["s3cr3t-1"],
+        "kwargs": {"api_key": "s3cr3t-2", "to": [{"Password": "s3cr3t-3", "name": "Acme"}]},
+        "meta": {"token": {"deep": "s3cr3t-4"}},
+        "function": "tests.functions.log_in",
+    }
+    row = make(origin=Origin.CODE, **secrets)
+    job = make_job(**secrets, result={"secret": "s3cr3t-5", "n": 7})
+    for url in (page_of(row), f"{JOBS}{job.pk}/change/"):
+        html = anna.get(url).content.decode()
+        assert "s3cr3t" not in html
+        assert html.count(STARS) >= 4
+        assert "Acme" in html
+    assert anna.get(f"{JOBS}{job.pk}/change/").content.decode().count(STARS) == 5
+
+
+def test_what_is_secret_is_a_setting(anna: Client, settings: Any) -> None:
+    settings.PGWERK = {"AUTODISCOVER": (), "MASK": ["^iban$"]}
+    row = make(origin=Origin.CODE, kwargs={"iban": "DE02", "ibans": "many", "password": "told"})
+    html = anna.get(page_of(row)).content.decode()
+    assert "DE02" not in html
+    assert "many" in html
+    assert "told" in html
+    settings.PGWERK = {"AUTODISCOVER": (), "MASK": []}
+    assert "DE02" in anna.get(page_of(row)).content.decode()
+
+
+@pytest.mark.usefixtures("allowed")
+def test_stars_that_come_back_mean_what_they_stood_for(anna: Client) -> None:
+    row = make(
+        "mine", args=["hunter2"], kwargs={"user": "ada"}, function="tests.functions.log_in", timezone="Europe/Paris"
+    )
+    html = anna.get(page_of(row)).content.decode()
+    assert "hunter2" not in html
+    assert STARS in html
+    sent = {"function": row.function, "interval": "90", "args": f'["{STARS}"]', "kwargs": '{"user": "bob"}'}
+    assert anna.post(page_of(row), form(**sent)).status_code == 302
+    row = reread(row)
+    assert (row.args, row.kwargs, row.interval) == (["hunter2"], {"user": "bob"}, 90)
+    refused = anna.post(page_of(row), form(**{**sent, "args": f'["{STARS}", 2, 3]'}))
+    assert list(errors(refused)) == ["args"]
+    assert "hunter2" not in refused.content.decode()
+    assert anna.post(page_of(row), form(**{**sent, "args": '["new"]'})).status_code == 302
+    assert reread(row).args == ["new"]
+
+
+# -- progress
+
+
+@pytest.mark.parametrize(
+    ("progress", "told"),
+    [
+        ({"done": 3, "total": 12, "note": XSS}, ['<progress value="0.2500" max="1"', "3 / 12", escape(XSS)]),
+        ({"done": 3, "total": None, "note": ""}, [">3</span>", " 3"]),
+        ({"done": 30, "total": 12}, ['<progress value="1.0000"']),
+        ({"done": 1, "total": 0}, ["1 / 0"]),
+        ({"done": "x"}, ["pgwerk-progress"]),
+        ([1, 2], ["pgwerk-pre"]),
+    ],
+)
+def test_progress(anna: Client, progress: Any, told: list[str]) -> None:
+    job = make_job(status=Status.RUNNING, started_at=JAN, progress=progress)
+    for url in (JOBS, f"{JOBS}{job.pk}/change/"):
+        html = anna.get(url).content.decode()
+        assert any(text in html for text in told), url
+        assert XSS not in html
+
+
+# -- the preview of the form
+
+
+def previewed(client: Client, **fields: Any) -> str:
+    response = client.get(f"{LIST}preview/", {"timezone": "UTC", **fields})
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def test_the_preview_says_what_it_would_be(anna: Client) -> None:
+    html = previewed(anna, cron="0 9 * * mon-fri", timezone="Europe/Paris")
+    assert "At 09:00 on weekdays" in html
+    assert html.count("<li>") == 5
+    assert "09:00:00 CE" in html
+    assert "Every 5 minutes" in previewed(anna, interval="300")
+    assert previewed(anna).strip() == ""
+    assert "2035-01-01 09:00:00 CET" in previewed(
+        anna, next_run_at_0="2035-01-01", next_run_at_1="09:00", timezone="Europe/Paris"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "warning"),
+    [
+        ({"interval": "59"}, "more often than each minute"),
+        ({"cron": "0 9 1 * mon"}, "on days that match either"),
+        ({"cron": "0 9 */2 * mon"}, "only on days that match both"),
+        ({"cron": "30 2 * * *", "timezone": "Europe/Paris"}, "the clocks skip 02:30: it runs at 03:00 instead"),
+        ({"cron": "*/15 2 * * *", "timezone": "Europe/Paris"}, "the clocks skip 02:00: it has no run then"),
+        ({"cron": "0 9 * * *", "ends_at_0": "2001-01-01", "ends_at_1": "00:00"}, "It never runs"),
+    ],
+)
+def test_the_preview_warns(anna: Client, fields: dict[str, str], warning: str) -> None:
+    assert warning in previewed(anna, **fields)
+
+
+@pytest.mark.parametrize("cron", ["0 9 * * *", "*/15 * * * mon", "30 2 * * *"])
+def test_the_preview_warns_of_nothing_else(anna: Client, cron: str) -> None:
+    assert "pgwerk-finding-wait" not in previewed(anna, cron=cron)  # UTC has no gaps
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"cron": "61 * * * *"}, "61"),
+        ({"cron": XSS}, "cron"),
+        ({"cron": "0 9 * * *", "interval": "60"}, "exactly one"),
+        ({"interval": "x"}, "whole number"),
+        ({"interval": "0"}, "interval"),
+        ({"interval": "60", "timezone": "Mars/Olympus"}, "Mars/Olympus"),
+        ({"interval": "60", "starts_at_0": "soon"}, "valid date"),
+    ],
+)
+def test_the_preview_explains_bad_input(anna: Client, fields: dict[str, str], named: str) -> None:
+    html = previewed(anna, **fields)
+    assert named in html
+    assert "errorlist" in html
+    assert XSS not in html
+
+
+def test_the_preview_of_an_interval_keeps_the_rows_grid(anna: Client) -> None:
+    row = make(timezone="UTC")
+    Schedule.objects.update(anchor_at=JAN + dt.timedelta(minutes=7))
+    assert ":07:00 UTC" in previewed(anna, row=row.pk, interval="3600")
+
+
+@pytest.mark.usefixtures("allowed")
+def test_the_preview_shows_how_the_function_is_called(anna: Client) -> None:
+    assert "add(a: int, b: int = 0) -&gt; int" in previewed(anna, function="tests.functions.add")
+    assert previewed(anna, function="os.system").strip() == ""
+    assert previewed(anna, function="tests.functions.missing").strip() == ""
+
+
+def test_the_preview_is_for_those_who_may_write(viewer: Client, anna: Client, declared: Schedule) -> None:
+    assert viewer.get(f"{LIST}preview/", {"cron": "0 9 * * *"}).status_code == 403
+    assert anna.get(f"{LIST}preview/", {"cron": "0 9 * * *", "row": declared.pk}).status_code == 403
+    assert "pgwerk-preview" not in viewer.get(page_of(declared)).content.decode()
+
+
+def test_a_form_that_was_refused_shows_the_preview_without_javascript(anna: Client) -> None:
+    html = anna.post(ADD, form(cron="30 2 * * *", function="os.system")).content.decode()
+    assert "At 02:30 every day" in html
+    assert "the clocks skip 02:30" in html
+
+
+@pytest.mark.usefixtures("allowed")
+def test_what_a_pattern_admits_is_suggested(anna: Client) -> None:
+    html = anna.get(ADD).content.decode()
+    assert '<option value="tests.functions.add">' in html
+    assert "tests.functions.current_job" not in html  # at home elsewhere
+    assert "os.system" not in html
 
 
 def test_jobs_and_processes_are_never_written(anna: Client) -> None:

@@ -45,6 +45,8 @@ def test_intervals_and_ttls_take_timedelta(settings: Any) -> None:
         ("RESULT_TTL", 0.5),
         ("FAILURE_TTL", None),
         ("ALLOWED_FUNCTIONS", "shop.*"),
+        ("MASK", "KEY"),
+        ("MASK", ["(unclosed"]),
         ("LISTEN", True),
         ("NOTIFY", "yes"),
     ],

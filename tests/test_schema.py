@@ -74,7 +74,9 @@ def test_every_column_has_a_default_or_takes_null() -> None:
 def test_names_of_indexes_and_constraints() -> None:
     names = [name for (name,) in sql("SELECT indexname FROM pg_indexes WHERE tablename = ANY(%s)", [list(TABLES)])]
     ours = [name for name in names if not name.endswith("_pkey")]
-    assert {"pgwerk_due", "pgwerk_claim", "pgwerk_open", "pgwerk_running", "pgwerk_expiry"} <= set(ours)
+    assert {"pgwerk_due", "pgwerk_claim", "pgwerk_open", "pgwerk_running", "pgwerk_expiry", "pgwerk_failed"} <= set(
+        ours
+    )
     assert all(name.startswith("pgwerk_") and len(name) <= 30 for name in ours)
 
 

@@ -3,7 +3,10 @@
 import datetime as dt
 import fnmatch
 import functools
+import inspect
 import json
+import re
+import sys
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -18,6 +21,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf, registry, targets
+from pgwerk_django.admin.masking import masked, masked_args, unmasked
 from pgwerk_django.models import Schedule
 
 
@@ -31,13 +35,33 @@ def declared_functions() -> list[str]:
     return sorted({definition.function for definition in registry.registry})
 
 
+MOST_SUGGESTED = 500
+
+
+def admitted_functions() -> list[str]:
+    """What may be suggested: declared functions, and those at home in modules that are loaded and that a pattern admits."""
+    patterns = conf.current().ALLOWED_FUNCTIONS
+    found = set(declared_functions())
+    for name, module in sorted(sys.modules.items()) if patterns else ():
+        if any(_may_hold(pattern, name) for pattern in patterns):
+            own = [key for key, value in vars(module).items() if inspect.isroutine(value) and value.__module__ == name]
+            found |= {f"{name}.{key}" for key in own if not key.startswith("_") and is_admitted(f"{name}.{key}")}
+    return sorted(found)[:MOST_SUGGESTED]
+
+
+def _may_hold(pattern: str, module: str) -> bool:
+    """Whether the module's own functions may match: compared up to the pattern's first wildcard."""
+    fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    return f"{module}.".startswith(fixed) or fixed.startswith(f"{module}.")
+
+
 @functools.cache
 def zone_names() -> list[str]:
     return sorted(zoneinfo.available_timezones())
 
 
 SUGGESTIONS: Mapping[str, Callable[[], Iterable[str]]] = {
-    "function": declared_functions,
+    "function": admitted_functions,
     "timezone": zone_names,
     "target": lambda: sorted(targets.TARGETS),
 }
@@ -114,9 +138,21 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
         super().__init__(*args, **kwargs)
         # Whether a name is taken is looked up where the row will be.
         self.instance._state.db = self.instance._state.db or conf.current().DATABASE
+        for field in self.fields.values():
+            if isinstance(field.widget, forms.MultiWidget):  # Django's label is for neither of the two inputs
+                for widget, part in zip(field.widget.widgets, (_("date"), _("time")), strict=True):
+                    widget.attrs["aria-label"] = f"{field.label}: {part}"
+        # What is secret goes out as stars, and stars that come back mean what they stood for.
+        row = self.instance
+        self._secret = {"args": row.args, "kwargs": row.kwargs, "meta": row.meta} if row.pk else {}
+        for column, value in self._secret.items():
+            self.initial[column] = masked_args(row.function, value) if column == "args" else masked(value)
 
     def clean(self) -> dict[str, Any]:
         super().clean()
+        for column, value in self._secret.items():
+            if column in self.cleaned_data:
+                self.cleaned_data[column] = unmasked(self.cleaned_data[column], value)
         for column in Schedule.DEFINITION:
             if column in self.cleaned_data:
                 self._report(column, self._read, column)
@@ -181,8 +217,9 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
             if problems:
                 self.add_error("function", [ValidationError(problem) for problem in problems])
             elif self._report("function", _check_own_path, function) and not {"args", "kwargs"} & self.errors.keys():
-                got = self.cleaned_data
-                self._report("args", registry.check_arguments, import_string(function), got["args"], got["kwargs"])
+                # What does not fit is told with its values: of secrets only the names count here.
+                got = masked_args(function, self.cleaned_data["args"]), masked(self.cleaned_data["kwargs"])
+                self._report("args", registry.check_arguments, import_string(function), *got)
 
 
 def _not_admitted(function: str) -> ValidationError:
@@ -203,7 +240,19 @@ def _check_own_path(function: str) -> None:
         )
 
 
-class PauseForm(forms.Form):
+class ReasonForm(forms.Form):
     reason = forms.CharField(
-        label=_("Reason"), required=False, max_length=500, widget=AdminTextInputWidget(attrs={"autofocus": True})
+        label=_("Reason"),
+        required=False,
+        max_length=500,
+        widget=AdminTextInputWidget(attrs={"autofocus": True}),
+        help_text=_("Optional: it is on record, and those who find it paused will read it."),
+    )
+
+
+class CancelForm(ReasonForm):
+    force = forms.BooleanField(
+        label=_("Stop what runs"),
+        required=False,
+        help_text=_("Else a running job is asked, and stops if its function looks at that."),
     )

@@ -7,62 +7,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
-from django.db.models.functions import Now
-from django.http import HttpRequest
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf
-from pgwerk_django.admin.display import EMPTY, brief, chip, moment, note, shorten, shown_json, shown_text, span
-from pgwerk_django.admin.pages import ReadOnlyPage, column
-from pgwerk_django.models import Job, Kind, Schedule, Status
+from pgwerk_django.admin.actions import ActingPage, Action
+from pgwerk_django.admin.display import (
+    EMPTY,
+    brief,
+    chip,
+    duration_of,
+    kind_of,
+    lateness_of,
+    moment,
+    note,
+    shorten,
+    shown_json,
+    shown_progress,
+    shown_text,
+)
+from pgwerk_django.admin.forms import CancelForm
+from pgwerk_django.admin.history import jobs_named
+from pgwerk_django.admin.pages import CappedPaginator, ReadOnlyPage, column, value_column
+from pgwerk_django.models import Job, Schedule, Status
 
-RECENT_JOBS = 20
+MOST_SEARCHED = 100_000  # the newest jobs: no index helps to find a part of a word among millions
 OUTCOME = ("reason", "error", "errors", "result", "progress")
 
 
-def jobs_named(jobs: QuerySet[Job], name: str) -> QuerySet[Job]:
-    """The jobs of a schedule, by the unique index on their keys, which begin with the name and the due time.
-
-    Another index on a table of millions would cost each tick. A collation may mix others in between: the name decides.
-    """
-    first, last = f"{name}@0001-01-01T00:00:00.000000Z", f"{name}@9999-12-31T23:59:59.999999Z#trigger"
-    return jobs.filter(schedule_name=name, key__gte=first, key__lte=last)
-
-
-def recent_jobs(row: Schedule) -> QuerySet[Job]:
-    jobs = Job.objects.using(row._state.db).annotate(judged_at=Now())
-    return jobs_named(jobs, row.name).defer(*JobAdmin.heavy).order_by("-key")[:RECENT_JOBS]
-
-
-def kind_of(job: Job) -> str:
-    """Only what is out of the ordinary is said."""
-    return "" if job.kind == Kind.SCHEDULED else job.get_kind_display()
-
-
-def duration_of(job: Any) -> str:
-    """How long it ran, or has been running."""
-    if job.started_at is None:
-        return EMPTY
-    if job.status == Status.RUNNING:
-        return gettext("%(span)s so far") % {"span": span(job.judged_at - job.started_at)}
-    return EMPTY if job.finished_at is None else span(job.finished_at - job.started_at)
-
-
-def lateness_of(job: Any) -> str:
-    """From due to started; of one that waits, from when it may run to now. Of a later attempt nobody knows."""
-    if job.status == Status.READY:
-        return span(job.judged_at - job.run_at) if job.judged_at > job.run_at else EMPTY
-    if job.started_at is None or job.claims > 1:
-        return EMPTY
-    return span(job.started_at - (job.due_at or job.run_at))
-
-
-def shown_traceback(text: str) -> str:
-    return shown_text(text, keep_end=True)
+def shown_traceback(text: str, *, whole: str = "") -> str:
+    return shown_text(text, keep_end=True, whole=whole)
 
 
 def earlier_errors(entries: Sequence[Any]) -> str:
@@ -109,18 +87,57 @@ class JobScheduleFilter(admin.SimpleListFilter):
         return queryset if value is None else jobs_named(queryset, value)
 
 
+RETRY = Action(
+    name="retry",
+    title=_("Retry jobs"),
+    button=_("Retry"),
+    asks=False,
+    concerns=Q(status__in=[Status.FAILED, Status.CANCELLED]),
+    change=lambda rows, by, given: rows.retry(by=by),
+    question=lambda n: ngettext("%(count)d job will run again now:", "%(count)d jobs will run again now:", n),
+    told=lambda n: ngettext("%(count)d job runs again.", "%(count)d jobs run again.", n),
+    log=_("Retried."),
+    log_with_reason=_("Retried: %(reason)s"),
+    untouched=_("Nothing to retry: none of them had failed or was cancelled."),
+)
+CANCEL = Action(
+    name="cancel",
+    title=_("Cancel jobs"),
+    button=_("Cancel jobs"),
+    asks=True,
+    concerns=Q(status__in=[Status.READY, Status.RUNNING]),
+    change=lambda rows, by, given: rows.cancel(by=by, reason=given["reason"], force=given["force"]),
+    question=lambda n: ngettext(
+        "%(count)d job will not run, or is asked to stop if it does:",
+        "%(count)d jobs will not run, or are asked to stop if they do:",
+        n,
+    ),
+    told=lambda n: ngettext(
+        "%(count)d job was cancelled, or asked to stop.", "%(count)d jobs were cancelled, or asked to stop.", n
+    ),
+    log=_("Cancelled."),
+    log_with_reason=_("Cancelled: %(reason)s"),
+    untouched=_("Nothing to cancel: they had ended already."),
+    form=CancelForm,
+)
+
+
 @admin.register(Job)
-class JobAdmin(ReadOnlyPage):
-    list_display = (
-        "shown_name", "shown_status", "shown_reason", "brief_due", "brief_started", "shown_duration", "shown_lateness",
-        "queue", "shown_attempt",
-    )  # fmt: skip
+class JobAdmin(ActingPage, ReadOnlyPage):
+    actions = ("retry", "cancel")
+    acts = (RETRY, CANCEL)
+    known_by = "key"
+    list_display = ("shown_name", "brief_status", "brief_due", "shown_timing", "queue", "shown_attempt")
     list_filter = (JobScheduleFilter, "status", "kind", JobQueueFilter, "enqueued_at")
     search_fields = ("schedule_name", "function")
-    search_help_text = _("Name of the schedule, function, or id of a job")
+    search_help_text = _(
+        "Name of a schedule or id of a job; parts of names and functions, among the newest 100,000 jobs"
+    )
+    paginator = CappedPaginator
     ordering = ("-id",)  # a UUIDv7 begins with its time
     sortable_by = ()  # by anything else a million rows would have to be sorted
-    heavy = ("args", "kwargs", "meta", "backoff", "result", "error", "errors", "progress")
+    heavy = ("args", "kwargs", "meta", "backoff", "result", "error", "errors")
+    whole = ("args", "kwargs", "meta", "result", "error", "errors")
     show_facets = admin.ShowFacets.NEVER  # and counted
     fieldsets = (
         (None, {"fields": (
@@ -145,19 +162,50 @@ class JobAdmin(ReadOnlyPage):
     shown_expires = column(Job, "expires_at", moment)
     shown_lease = column(Job, "lease_until", moment)
     shown_cancel_requested = column(Job, "cancel_requested_at", moment)
-    shown_args = column(Job, "args", shown_json)
-    shown_kwargs = column(Job, "kwargs", shown_json)
-    shown_meta = column(Job, "meta", shown_json)
-    shown_result = column(Job, "result", shown_json)
-    shown_progress = column(Job, "progress", shown_json)
-    shown_error = column(Job, "error", shown_traceback)
+    shown_args = value_column(Job, "args")
+    shown_kwargs = value_column(Job, "kwargs")
+    shown_meta = value_column(Job, "meta")
+    shown_result = value_column(Job, "result")
+    shown_progress = column(Job, "progress", shown_progress)
+    shown_error = value_column(Job, "error", shown_traceback)
     shown_errors = column(Job, "errors", earlier_errors)
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "retry")
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, "cancel")
+
+    @admin.action(permissions=["retry"], description=_("Retry selected %(verbose_name_plural)s"))
+    def retry(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return self.act(request, queryset, RETRY)
+
+    @admin.action(permissions=["cancel"], description=_("Cancel selected %(verbose_name_plural)s"))
+    def cancel(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        return self.act(request, queryset, CANCEL)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        job = context.get("original")
+        if job is not None:
+            context["pgwerk"] = {
+                **self.action_context(job),
+                "may_retry": self.has_retry_permission(request) and job.status in (Status.FAILED, Status.CANCELLED),
+                "may_cancel": self.has_cancel_permission(request) and job.status in (Status.READY, Status.RUNNING),
+                "is_running": job.status == Status.RUNNING,
+            }
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def get_search_results(self, request: HttpRequest, queryset: Any, search_term: str) -> tuple[Any, bool]:
         try:
             return queryset.filter(pk=uuid.UUID(search_term.strip())), False
         except ValueError:
-            return super().get_search_results(request, queryset, search_term)
+            pass
+        if Schedule.objects.using(queryset.db).filter(name=search_term).exists():
+            return jobs_named(queryset, search_term), False
+        newest = Job.objects.using(queryset.db).order_by("-pk").values_list("pk", flat=True)
+        oldest = newest[MOST_SEARCHED : MOST_SEARCHED + 1].first() if search_term else None
+        queryset = queryset if oldest is None else queryset.filter(pk__gt=oldest)
+        return super().get_search_results(request, queryset, search_term)
 
     @admin.display(description=_("job"))
     def shown_name(self, job: Job) -> str:
@@ -166,15 +214,28 @@ class JobAdmin(ReadOnlyPage):
 
     @admin.display(description=_("status"))
     def shown_status(self, job: Job) -> SafeString:
-        return chip(job.status, job.get_status_display())
+        shown = chip(job.status, job.get_status_display())
+        return (
+            format_html("{} {}", shown, shown_progress(job.progress))
+            if job.progress and job.status == Status.RUNNING
+            else shown
+        )
+
+    @admin.display(description=_("status"))
+    def brief_status(self, job: Job) -> SafeString:
+        shown = self.shown_status(job)
+        return format_html("{} {}", shown, shorten(job.reason)) if job.reason else shown
 
     @admin.display(description=_("due at"))
     def brief_due(self, job: Any) -> str:
         return brief(job.due_at, job.judged_at)
 
-    @admin.display(description=_("started at"))
-    def brief_started(self, job: Any) -> str:
-        return brief(job.started_at, job.judged_at)
+    @admin.display(description=_("duration"))
+    def shown_timing(self, job: Job) -> str:
+        late = lateness_of(job)
+        return format_html(
+            "{} {}", duration_of(job), note(gettext("%(span)s late") % {"span": late}) if late != EMPTY else ""
+        )
 
     @admin.display(description=_("duration"))
     def shown_duration(self, job: Job) -> str:
@@ -187,10 +248,6 @@ class JobAdmin(ReadOnlyPage):
     @admin.display(description=_("attempt"))
     def shown_attempt(self, job: Job) -> str:
         return f"{job.attempt} / {job.max_attempts}"
-
-    @admin.display(description=_("reason"))
-    def shown_reason(self, job: Job) -> str:
-        return shorten(job.reason) if job.reason else EMPTY
 
     # -- one job
 

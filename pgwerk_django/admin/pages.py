@@ -1,23 +1,47 @@
 """What the three pages share: our database, PostgreSQL's clock, links that stay on the site, deletions that count."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.contrib.admin.utils import quote
+from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
 from django.db import models
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest
-from django.urls import reverse
+from django.forms.widgets import Script
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import path, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext
 
 from pgwerk_django import conf
-from pgwerk_django.admin.display import EMPTY
+from pgwerk_django.admin.display import EMPTY, json_text, shown_json
+from pgwerk_django.admin.masking import masked, masked_args
 
 MOST_LISTED = 100  # rows that a confirmation page names
+
+
+class AtLeast(int):
+    """A count that was broken off: there are more."""
+
+    def __str__(self) -> str:
+        return f"{int(self)}+"
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """Counts no further than people page: of a million rows it says "10000+"."""
+
+    MOST = 10_000
+
+    @functools.cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        found: int = rows.order_by()[: self.MOST + 1].count()
+        return found if found <= self.MOST else AtLeast(self.MOST)
 
 
 class LightList(ChangeList):
@@ -39,6 +63,7 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
 
     class Media:
         css: ClassVar = {"all": ("pgwerk_django/admin.css",)}
+        js: ClassVar = (Script("pgwerk_django/admin.js", defer=True),)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).using(conf.current().DATABASE).annotate(judged_at=Now())
@@ -53,6 +78,29 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
         lacking = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
         listed = and_more([str(row) for row in objs[:MOST_LISTED]], len(objs))
         return listed, {self.opts.verbose_name_plural: len(objs)}, lacking, []
+
+    # -- all of a value that the page cuts short
+
+    whole: tuple[str, ...] = ()  # columns
+
+    def get_urls(self) -> list[Any]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}_value"
+        view = self.admin_site.admin_view(self.value_view)
+        return [path("<path:object_id>/value/<slug:column>/", view, name=name), *super().get_urls()]
+
+    def value_view(self, request: HttpRequest, object_id: str, column: str) -> HttpResponse:
+        row = self.get_object(request, unquote(object_id))
+        if row is None or column not in self.whole:
+            raise Http404
+        if not self.has_view_or_change_permission(request, row):
+            raise PermissionDenied
+        value = getattr(row, column)
+        if column == "args":
+            value = masked_args(row.function, value)
+        text = value if column == "error" else json_text(masked(value))  # the one that is no JSON
+        return HttpResponse(
+            text, content_type="text/plain; charset=utf-8", headers={"X-Content-Type-Options": "nosniff"}
+        )
 
     def url(self, model: type[models.Model], view: str, *args: Any) -> str:
         """A page of this admin site; "" where it does not show that model."""
@@ -89,5 +137,19 @@ def column(model: type[models.Model], name: str, shown: Callable[[Any], Any]) ->
     @admin.display(description=field.verbose_name, ordering=name)
     def presentable(self: Any, row: Any) -> Any:
         return shown(getattr(row, name))
+
+    return presentable
+
+
+def value_column(model: type[models.Model], name: str, shown: Callable[..., Any] = shown_json) -> Callable[..., Any]:
+    """Like `column`, for what may be huge: cut short, with a link to all of it; with stars for what is secret."""
+    field: Any = model._meta.get_field(name)
+
+    @admin.display(description=field.verbose_name)
+    def presentable(self: Any, row: Any) -> Any:
+        value = getattr(row, name)
+        if name == "args":
+            value = masked_args(row.function, value)
+        return shown(value, whole=f"../value/{name}/")
 
     return presentable

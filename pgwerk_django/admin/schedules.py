@@ -1,46 +1,59 @@
 """Schedules: what will run and when; pause, resume and trigger; schedules made by people."""
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from django.conf import settings
-from django.contrib import admin, messages
-from django.contrib.admin import helpers
-from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib import admin
 from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
-from django.contrib.auth import get_permission_codename
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.db.models import DateTimeField, DurationField, ExpressionWrapper, F, Q, QuerySet, Value
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
-from django.utils import translation
+from django.urls import path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
-from pgwerk_django import conf, cron
-from pgwerk_django.admin.display import EMPTY, brief, chip, moment, note, relative, shorten, shown_json, shown_text
-from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, PauseForm, ScheduleForm, SuggestingInput, is_admitted
-from pgwerk_django.admin.jobs import duration_of, kind_of, recent_jobs
-from pgwerk_django.admin.pages import MOST_LISTED, Page, and_more, column
-from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, atomic, database_now
-
-UPCOMING = 5
+from pgwerk_django import conf
+from pgwerk_django.admin import detail
+from pgwerk_django.admin.actions import ActingPage, Action
+from pgwerk_django.admin.charts import strip
+from pgwerk_django.admin.display import (
+    EMPTY,
+    brief,
+    chip,
+    duration_of,
+    lateness_of,
+    moment,
+    note,
+    pause_in_words,
+    relative,
+    shorten,
+    zone_of,
+)
+from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, ScheduleForm, SuggestingInput, is_admitted
+from pgwerk_django.admin.history import Run, failing_names, is_failing, last_runs, with_open_job
+from pgwerk_django.admin.pages import MOST_LISTED, LightList, column, value_column
+from pgwerk_django.admin.preview import preview
+from pgwerk_django.admin.words import recurrence_in_words, rule_in_words
+from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, Status, atomic, database_now
 
 _SECOND = Value(dt.timedelta(seconds=1), output_field=DurationField())
 _IS_LATE = Q(next_run_at__lt=ExpressionWrapper(Now() - F("misfire_grace") * _SECOND, output_field=DateTimeField()))
-# `Schedule.state()` for the database.
+_IS_RUNNING = Q(error="", paused=False, next_run_at__isnull=False)
+# `Schedule.state()` for the database, as far as the row itself says it.
 _STATES: Mapping[str, Q] = {
     State.ERROR: ~Q(error=""),
     State.PAUSED: Q(error="", paused=True),
     State.ENDED: Q(error="", paused=False, next_run_at=None),
-    State.LATE: Q(error="", paused=False) & _IS_LATE,
-    State.OK: Q(error="", paused=False, next_run_at__isnull=False) & ~_IS_LATE,
+    State.FAILING: _IS_RUNNING,
+    State.LATE: _IS_RUNNING & _IS_LATE,
+    State.OK: _IS_RUNNING & ~_IS_LATE,
 }
 
 
@@ -52,8 +65,110 @@ class StateFilter(admin.SimpleListFilter):
         return list(State.choices)
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        state = _STATES.get(self.value() or "")
-        return queryset if state is None else queryset.filter(state)
+        state = self.value() or ""
+        if state not in _STATES:
+            return queryset
+        found = queryset.filter(_STATES[state])
+        if state in (State.FAILING, State.LATE, State.OK):
+            failing = Q(name__in=failing_names(queryset.db))
+            found = found.filter(failing if state == State.FAILING else ~failing)
+        return found
+
+
+class OutcomeFilter(admin.SimpleListFilter):
+    """By the jobs, as far as indexes lead to them: of 100,000 schedules nobody asks each for its last one."""
+
+    title = _("last outcome")
+    parameter_name = "outcome"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[Any, Any]]:
+        return [
+            ("failed", _("Failed")),
+            ("fine", _("Did not fail")),
+            ("running", _("Running now")),
+            ("waiting", _("Waiting for a worker")),
+            ("never", _("Never ran")),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        match self.value():
+            case "failed":
+                return queryset.filter(name__in=failing_names(queryset.db))
+            case "fine":
+                return queryset.exclude(last_run_at=None).exclude(name__in=failing_names(queryset.db))
+            case "running":
+                return queryset.filter(with_open_job(Status.RUNNING, queryset.db))
+            case "waiting":
+                return queryset.filter(with_open_job(Status.READY, queryset.db))
+            case "never":
+                return queryset.filter(last_run_at=None)
+        return queryset
+
+
+PAUSE = Action(
+    name="pause",
+    title=_("Pause schedules"),
+    button=_("Pause"),
+    asks=True,
+    concerns=Q(paused=False) | Q(paused_by=SYNC),
+    change=lambda rows, by, given: rows.pause(by=by, reason=given["reason"]),
+    question=lambda n: ngettext(
+        "%(count)d schedule will not run until somebody resumes it:",
+        "%(count)d schedules will not run until somebody resumes them:",
+        n,
+    ),
+    told=lambda n: ngettext("%(count)d schedule was paused.", "%(count)d schedules were paused.", n),
+    log=_("Paused."),
+    log_with_reason=_("Paused: %(reason)s"),
+    untouched=_("Nothing to pause: they were paused already."),
+)
+RESUME = Action(
+    name="resume",
+    title=_("Resume schedules"),
+    button=_("Resume"),
+    asks=False,
+    concerns=Q(paused=True),
+    change=lambda rows, by, given: rows.resume(by=by),
+    question=lambda n: ngettext(
+        "%(count)d schedule will run again, from its next due time on:",
+        "%(count)d schedules will run again, from their next due times on:",
+        n,
+    ),
+    told=lambda n: ngettext("%(count)d schedule was resumed.", "%(count)d schedules were resumed.", n),
+    log=_("Resumed."),
+    log_with_reason=_("Resumed: %(reason)s"),
+    permission="pause",
+    untouched=_("Nothing to resume: none of them was paused."),
+)
+TRIGGER = Action(
+    name="trigger",
+    title=_("Trigger schedules"),
+    button=_("Trigger"),
+    asks=False,
+    concerns=Q(),
+    change=lambda rows, by, given: rows.trigger(by=by),
+    question=lambda n: ngettext(
+        "%(count)d schedule will run once now, beside its cadence:",
+        "%(count)d schedules will run once now, beside their cadence:",
+        n,
+    ),
+    told=lambda n: ngettext("%(count)d schedule was triggered.", "%(count)d schedules were triggered.", n),
+    log=_("Triggered."),
+    log_with_reason=_("Triggered: %(reason)s"),
+    untouched=_("Nothing to trigger: they no longer exist."),
+)
+
+
+class ScheduleList(LightList):
+    """Brings each row's last runs, all of them in one statement."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        rows = list(self.result_list)
+        runs = last_runs([row.name for row in rows], using=conf.current().DATABASE)
+        for row in rows:
+            row.runs = runs[row.name]
+        self.result_list = rows
 
 
 FIELDSETS: tuple[tuple[Any, dict[str, Any]], ...] = (
@@ -81,18 +196,22 @@ READABLE = {
 
 
 @admin.register(Schedule)
-class ScheduleAdmin(Page):
-    list_display = ("name", "shown_state", "rule", "shown_next_run", "shown_last_run", "queue", "origin")
-    list_filter = (StateFilter, "origin", ("queue", admin.AllValuesFieldListFilter))
+class ScheduleAdmin(ActingPage):
+    list_display = ("shown_name", "shown_state", "shown_rule", "shown_next_run", "shown_last_run", "shown_queue")
+    show_facets = admin.ShowFacets.NEVER  # each would count all rows
+    list_filter = (StateFilter, OutcomeFilter, "origin", ("queue", admin.AllValuesFieldListFilter))
+    list_per_page = 50
     search_fields = ("name", "function")
     search_help_text = _("Name or function")
     ordering = ("name",)
     actions = ("pause", "resume", "trigger")
+    acts = (PAUSE, RESUME, TRIGGER)
     form = ScheduleForm
     heavy = ("args", "kwargs", "meta", "backoff", "description")
-    shown_args = column(Schedule, "args", shown_json)
-    shown_kwargs = column(Schedule, "kwargs", shown_json)
-    shown_meta = column(Schedule, "meta", shown_json)
+    whole = ("args", "kwargs", "meta", "error")
+    shown_args = value_column(Schedule, "args")
+    shown_kwargs = value_column(Schedule, "kwargs")
+    shown_meta = value_column(Schedule, "meta")
     shown_starts_at = column(Schedule, "starts_at", moment)
     shown_ends_at = column(Schedule, "ends_at", moment)
     formfield_overrides = {
@@ -102,10 +221,17 @@ class ScheduleAdmin(Page):
 
     # -- the list
 
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[LightList]:
+        return ScheduleList
+
+    @admin.display(description=_("name"), ordering="name")
+    def shown_name(self, row: Schedule) -> str:
+        return row.name
+
     @admin.display(description=_("state"))
     def shown_state(self, row: Any) -> SafeString:
-        state = row.state(row.judged_at)
-        why = {State.ERROR: row.error, State.PAUSED: _pause_in_words(row)}.get(state, "")
+        state = row.state(row.judged_at, failing=is_failing(row.runs))
+        why = {State.ERROR: row.error, State.PAUSED: pause_in_words(row)}.get(state, "")
         shown = chip(state, state.label, why)
         if why:
             shown = format_html("{} {}", shown, shorten(why))
@@ -114,8 +240,8 @@ class ScheduleAdmin(Page):
         return shown
 
     @admin.display(description=_("recurrence"))
-    def rule(self, row: Schedule) -> str:
-        return row.rule
+    def shown_rule(self, row: Schedule) -> str:
+        return format_html("{} {}", recurrence_in_words(row), note(row.rule)) if row.cron else rule_in_words(row)
 
     @admin.display(description=_("next run"), ordering="next_run_at")
     def shown_next_run(self, row: Any) -> str:
@@ -127,19 +253,26 @@ class ScheduleAdmin(Page):
 
     @admin.display(description=_("last run"), ordering="last_run_at")
     def shown_last_run(self, row: Any) -> str:
-        return _with_distance(row.last_run_at, row)
+        if not row.runs:  # none that is on record
+            return _with_distance(row.last_run_at, row)
+        run = row.runs[0]
+        outcome = self.link(chip(run.status, run.get_status_display()), Job, run.pk)
+        when = brief(run.due_at, row.judged_at, zone=zone_of(row))
+        return format_html("{} {} {} {}", strip(row.runs), outcome, when, note(_timing(run)))
+
+    @admin.display(description=_("queue"), ordering="queue")
+    def shown_queue(self, row: Schedule) -> SafeString:
+        where = gettext("%(target)s, from %(origin)s") % {"target": row.target, "origin": row.get_origin_display()}
+        return format_html("{} {}", row.queue, note(where, _("Target: who runs it; origin: where it was made")))
 
     # -- permissions: each is asked again for each POST
 
-    def _may(self, request: HttpRequest, action: str) -> bool:
-        return request.user.has_perm(f"{self.opts.app_label}.{get_permission_codename(action, self.opts)}")
-
     def has_pause_permission(self, request: HttpRequest) -> bool:
         """For pause and resume."""
-        return self._may(request, "pause")
+        return self.may(request, "pause")
 
     def has_trigger_permission(self, request: HttpRequest) -> bool:
-        return self._may(request, "trigger")
+        return self.may(request, "trigger")
 
     def has_change_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         return not _is_codes(obj) and super().has_change_permission(request, obj)
@@ -147,123 +280,36 @@ class ScheduleAdmin(Page):
     def has_delete_permission(self, request: HttpRequest, obj: Schedule | None = None) -> bool:
         return not _is_codes(obj) and super().has_delete_permission(request, obj)
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Django passes over an action that is not the user's to take; whoever posts one should hear of it."""
-        allowed = {
-            "pause": self.has_pause_permission,
-            "resume": self.has_pause_permission,
-            "trigger": self.has_trigger_permission,
-        }
-        if not all(allowed[action](request) for action in request.POST.getlist("action") if action in allowed):
-            raise PermissionDenied
-        return super().changelist_view(request, extra_context)
-
     # -- actions
 
     @admin.action(permissions=["pause"], description=_("Pause selected %(verbose_name_plural)s"))
     def pause(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        form = PauseForm(request.POST if request.POST.get("post") else None)
-        if not form.is_valid():
-            return self._confirm_pause(request, queryset, form)
-        reason = form.cleaned_data["reason"]
-        return self._act(
-            request,
-            queryset.filter(Q(paused=False) | Q(paused_by=SYNC)),
-            lambda rows, by: rows.pause(by=by, reason=reason),
-            log=_("Paused: %(reason)s") if reason else _("Paused."),
-            reason=reason,
-            told=lambda n: ngettext("%(count)d schedule was paused.", "%(count)d schedules were paused.", n),
-            untouched=_("Nothing to pause: they were paused already."),
-        )
+        return self.act(request, queryset, PAUSE)
 
     @admin.action(permissions=["pause"], description=_("Resume selected %(verbose_name_plural)s"))
     def resume(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(
-            request,
-            queryset.filter(paused=True),
-            lambda rows, by: rows.resume(by=by),
-            log=_("Resumed."),
-            told=lambda n: ngettext("%(count)d schedule was resumed.", "%(count)d schedules were resumed.", n),
-            untouched=_("Nothing to resume: none of them was paused."),
-        )
+        return self.act(request, queryset, RESUME)
 
     @admin.action(permissions=["trigger"], description=_("Trigger selected %(verbose_name_plural)s"))
     def trigger(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
-        return self._act(
-            request,
-            queryset,
-            lambda rows, by: rows.trigger(by=by),
-            log=_("Triggered."),
-            told=lambda n: ngettext("%(count)d schedule was triggered.", "%(count)d schedules were triggered.", n),
-            untouched=_("Nothing to trigger: they no longer exist."),
-        )
-
-    def _act(
-        self,
-        request: HttpRequest,
-        queryset: Any,
-        change: Callable[[Any, str], int],
-        *,
-        log: Any,
-        told: Callable[[int], str],
-        untouched: Any,
-        reason: str = "",
-    ) -> HttpResponse | None:
-        """Change what `queryset` finds, under lock, with a log entry for each row that really changed; and say how many."""
-        with atomic(queryset.db):
-            found = list(queryset.order_by("name").only("name").select_for_update(no_key=True, of=("self",)))
-            rows = Schedule.objects.using(queryset.db).filter(pk__in=[row.pk for row in found])
-            count = change(rows, request.user.get_username()[:200])
-            if found:
-                self._log(request, found, log, reason)
-        if count:
-            self.message_user(request, told(count) % {"count": count}, messages.SUCCESS)
-        else:
-            self.message_user(request, untouched, messages.WARNING)
-        return self._back_to_the_page(request)
-
-    def _log(self, request: HttpRequest, rows: Sequence[Schedule], message: Any, reason: str) -> None:
-        # A record that many people read is in the site's language, not in that of whoever clicked.
-        with translation.override(settings.LANGUAGE_CODE):
-            text = str(message) % {"reason": reason}
-        LogEntry.objects.log_actions(request.user.pk, rows, CHANGE, text)  # type: ignore[arg-type]
-
-    def _back_to_the_page(self, request: HttpRequest) -> HttpResponse | None:
-        """To the schedule's own page when its buttons were used; else Django goes to the list."""
-        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-        if "_page" not in request.POST or len(selected) != 1:
-            return None
-        return HttpResponseRedirect(self.url(Schedule, "change", selected[0]))
-
-    def _confirm_pause(self, request: HttpRequest, queryset: Any, form: PauseForm) -> HttpResponse:
-        across = request.POST.get("select_across", "0") == "1"
-        count = queryset.count()
-        names = list(queryset.order_by("name").values_list("name", flat=True)[:MOST_LISTED])
-        # All of ten thousand are sent as "all", not by their numbers: a form may have only so many fields.
-        selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-        context = {
-            **self.admin_site.each_context(request),
-            "title": gettext("Pause schedules"),
-            "subtitle": None,
-            "opts": self.opts,
-            "media": self.media,
-            "form": form,
-            "question": ngettext(
-                "%(count)d schedule will not run until somebody resumes it:",
-                "%(count)d schedules will not run until somebody resumes them:",
-                count,
-            )
-            % {"count": count},
-            "names": and_more(names, count),
-            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-            "selected": selected[:1] if across else selected,
-            "select_across": int(across),
-            "from_page": "_page" in request.POST,
-        }
-        request.current_app = self.admin_site.name
-        return TemplateResponse(request, "admin/pgwerk_django/schedule/pause_confirmation.html", context)
+        return self.act(request, queryset, TRIGGER)
 
     # -- one schedule
+
+    def get_urls(self) -> list[Any]:
+        view = self.admin_site.admin_view(self.preview_view)
+        return [
+            path("preview/", view, name=f"{self.opts.app_label}_{self.opts.model_name}_preview"),
+            *super().get_urls(),
+        ]
+
+    def preview_view(self, request: HttpRequest) -> HttpResponse:
+        """What the form would make, as a piece of HTML; nothing is written."""
+        row = self.get_object(request, request.GET["row"]) if request.GET.get("row") else None
+        if not (self.has_change_permission(request, row) if row else self.has_add_permission(request)):
+            raise PermissionDenied
+        shown = preview(request.GET.dict(), database_now(conf.current().DATABASE), row)
+        return TemplateResponse(request, "admin/pgwerk_django/schedule/preview.html", {"preview": shown})
 
     def get_form(self, request: HttpRequest, obj: Schedule | None = None, change: bool = False, **kwargs: Any) -> Any:
         if obj is not None and not self.has_change_permission(request, obj):
@@ -332,56 +378,12 @@ class ScheduleAdmin(Page):
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         row = context.get("original")
         if row is not None:
-            context["pgwerk"] = self._page(request, row)
+            context["pgwerk"] = detail.page(self, request, row)
+        if self.has_change_permission(request, row) if row else self.has_add_permission(request):
+            context["preview_url"] = self.url(Schedule, "preview")
+            if request.method == "POST":  # it was refused: what it would be is shown without JavaScript, too
+                context["preview"] = preview(request.POST.dict(), database_now(conf.current().DATABASE), row)
         return super().render_change_form(request, context, *args, **kwargs)
-
-    def _page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
-        """What the page shows above the definition."""
-        return {
-            "facts": list(self._facts(row)),
-            "upcoming": self._upcoming(row),
-            "jobs": [self._job(job) for job in recent_jobs(row)],
-            "all_jobs": self.url(Job, "changelist"),
-            "action_url": self.url(Schedule, "changelist"),
-            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-            "may_pause": self.has_pause_permission(request),
-            "may_trigger": self.has_trigger_permission(request),
-            "is_codes": _is_codes(row),
-            "payload_is_locked": not _is_codes(row) and not is_admitted(row.function),
-        }
-
-    def _facts(self, row: Any) -> Iterable[tuple[Any, Any]]:
-        state = row.state(row.judged_at)
-        yield _("State"), chip(state, state.label)
-        if row.paused:
-            yield _("Paused"), format_html("{} {}", moment(row.paused_at, now=row.judged_at), _pause_in_words(row))
-        if row.error:
-            yield _("Error"), shown_text(row.error)
-        if row.triggered_at is not None:
-            by = format_html("{} {}", moment(row.triggered_at, now=row.judged_at), row.triggered_by)
-            yield _("Triggered"), by
-        yield _("Recurrence"), row.rule
-        yield _("Last run"), moment(row.last_run_at, now=row.judged_at)
-        yield _("Runs"), row.run_count if row.max_runs is None else f"{row.run_count} / {row.max_runs}"
-        yield _("Origin"), row.get_origin_display()
-        yield _("Created"), moment(row.created_at)
-
-    def _upcoming(self, row: Any) -> list[str]:
-        zone = _zone_of(row)
-        try:
-            times = row.upcoming(UPCOMING, row.judged_at)
-            return [moment(time, zone=zone, now=row.judged_at) for time in times]
-        except Exception as error:  # noqa: BLE001  # whatever a row holds, its page must show it
-            return [str(error)]
-
-    def _job(self, job: Any) -> dict[str, Any]:
-        return {
-            "due": self.link(brief(job.due_at, job.judged_at), Job, job.pk),
-            "status": chip(job.status, job.get_status_display()),
-            "kind": kind_of(job),
-            "duration": duration_of(job),
-            "reason": shorten(job.reason, 120) if job.reason else "",
-        }
 
 
 def _is_codes(row: Schedule | None) -> bool:
@@ -394,22 +396,16 @@ def _is_same(typed: Any, stored: Any) -> bool:
     return bool(typed == (stored.replace(microsecond=0) if isinstance(stored, dt.datetime) else stored))
 
 
+def _timing(run: Run) -> str:
+    """How long it took, and how late it began."""
+    took, late = duration_of(run), lateness_of(run)
+    if late == EMPTY:
+        return "" if took == EMPTY else took
+    return gettext("%(took)s, %(late)s late") % {"took": took, "late": late}
+
+
 def _with_distance(instant: dt.datetime | None, row: Any) -> str:
     if instant is None:
         return EMPTY
-    when = brief(instant, row.judged_at, zone=_zone_of(row))
+    when = brief(instant, row.judged_at, zone=zone_of(row))
     return format_html("{} {}", when, note(relative(instant, row.judged_at)))
-
-
-def _pause_in_words(row: Schedule) -> str:
-    if row.paused_by and row.pause_reason:
-        return gettext("by %(by)s: %(reason)s") % {"by": row.paused_by, "reason": row.pause_reason}
-    return gettext("by %(by)s") % {"by": row.paused_by} if row.paused_by else row.pause_reason
-
-
-def _zone_of(row: Schedule) -> dt.tzinfo:
-    """The schedule's zone; UTC where its name is none, which is what its error then says."""
-    try:
-        return cron.zone(row.timezone)
-    except ValueError:
-        return dt.UTC

@@ -695,6 +695,12 @@ class Migration(migrations.Migration):
                     models.Index(
                         condition=models.Q(("expires_at__isnull", False)), fields=["expires_at"], name="pgwerk_expiry"
                     ),
+                    models.Index(
+                        condition=models.Q(("status", "FAILED")),
+                        fields=["id"],
+                        include=["schedule_name"],
+                        name="pgwerk_failed",
+                    ),
                 ],
                 "constraints": [
                     models.UniqueConstraint(fields=("key",), name="pgwerk_job_key"),
