@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format screenshots clean
+.PHONY: help demo test lint format messages screenshots clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -30,11 +30,15 @@ format: $(READY)  ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+messages: $(READY)  ## bring the catalogs up to date (with Debian's gettext); translate what is new, and run it again to compile
+	@cd pgwerk_django && ../$(BIN)/django-admin makemessages --all --no-wrap --no-obsolete --add-location file
+	@cd pgwerk_django && ../$(BIN)/django-admin compilemessages
+
 screenshots: $(READY)  ## the admin's pages, light and dark, into docs/screenshots (with Debian's chromium and chromium-driver)
 	@$(BIN)/python -m example_project.screenshots $(ARGS)
 
 clean:  ## delete what the others made, the demo's data included
-	rm -rf .venv .venv-newest .browser .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
+	rm -rf .venv .venv-newest .venv-peers .browser .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted installation is taken up again.

@@ -66,6 +66,9 @@ class Overview(models.Model):
         return gettext("Overview")
 
 
+Overview._meta.apps = apps  # made outside of the app registry, but of our app: templates ask for its name
+
+
 @admin.register(Overview)
 class OverviewAdmin(Page):
     """Seen by whoever may see schedules, jobs or processes, and each part by whoever may see what it is of."""
