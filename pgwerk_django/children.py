@@ -242,7 +242,11 @@ class Children:
     def tend(self) -> None:
         """Start those that are missing, and let go of those that have run their number of jobs."""
         while sum(not child.retired for child in self._all) < self.count and time.monotonic() >= self._next_start:
-            self._all.append(Child(self))
+            try:
+                self._all.append(Child(self))
+            except OSError as error:  # no memory, or too many processes: there may be room later
+                self._start_later()
+                self.report("unborn", None, None, str(error))
         for child in self:
             if child.retired and not child.running and not child.leaving:
                 child.leaving = True
@@ -259,10 +263,15 @@ class Children:
                 (back if held.started is None or key in child.unsent else went).append(held)
             child.running = {}
             self._wait_again(back)
-        self._died_young = 0 if child.was_up else self._died_young + 1
-        if self._died_young:
-            self._next_start = time.monotonic() + min(2.0**self._died_young, SLOWEST_START)
+        if child.was_up:
+            self._died_young = 0
+        else:
+            self._start_later()
         return went
+
+    def _start_later(self) -> None:
+        self._died_young += 1
+        self._next_start = time.monotonic() + min(2.0**self._died_young, SLOWEST_START)
 
     def room(self) -> int:
         """How many jobs they could take beyond those that wait."""
@@ -295,8 +304,9 @@ class Children:
                 while self._waiting and child.room() > 0:
                     self._feed(child)
 
-    def recall(self, older_than: float) -> None:
-        """What a process was given and has not started since is for others to run."""
+    def recall(self, older_than: float) -> bool:
+        """What a process was given and has not started since is for others to run. Whether there was any."""
+        recalled = False
         oldest = time.monotonic() - older_than
         with self._lock:
             for child in self._all:
@@ -305,6 +315,8 @@ class Children:
                     for held in child.running.values()
                 ):
                     child.recall()
+                    recalled = True
+        return recalled
 
     def came_back(self, child: Child, keys: Iterable[Claim]) -> None:
         with self._lock:

@@ -172,7 +172,8 @@ class Worker:
         """Everything but claiming. What needs no database comes first: it goes on while that is away."""
         self._hear(children)
         self._stop_late()
-        children.recall(LONGEST_AT_HAND)
+        if children.recall(LONGEST_AT_HAND):
+            self._usual = max(self._usual, LONGEST_AT_HAND)
         if not self._stopped:
             children.tend()
         if self._time_to_beat():
@@ -189,6 +190,8 @@ class Worker:
         if self._held and self._time_to_ask():
             self._ask_who_is_cancelled(children)
         if (since := children.waits_since()) is not None and time.monotonic() - since > LONGEST_AHEAD:
+            # Jobs are no longer as short as they were: else the same would be claimed again at once.
+            self._usual = max(self._usual, LONGEST_AHEAD)
             self._hand_back(children.take_back())
         if self._time_to_recover():
             recover_lost(using=self.using)
@@ -228,6 +231,8 @@ class Worker:
                 self._lose(self._held.pop(key))
             elif word == "back" and child is not None:
                 children.came_back(child, value)
+            elif word == "unborn":
+                self._tell(signals.child_died, pid=0, how=f"it could not be started: {value}")
             elif word == "gone" and child is not None:
                 self._bury(children, child)
 

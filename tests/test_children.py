@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -435,6 +436,38 @@ def test_a_short_job_does_not_wait_behind_a_long_one() -> None:
         functions.gate.set()
         became(long)
     assert set(Job.objects.values_list("status", "attempt")) == {("SUCCESSFUL", 1)}
+
+
+def test_jobs_claimed_ahead_are_for_others_when_those_before_them_take_long() -> None:
+    enqueue_many(functions.noop, [[] for _ in range(300)])
+    with working():
+        wait_until(lambda: not Job.objects.exclude(status="SUCCESSFUL").exists())
+        enqueue_many(functions.wait_for_gate, [[] for _ in range(30)], _queue="long")
+        wait_until(lambda: Job.objects.filter(status="READY", claims__gte=1).count() == 29)
+        handed_back = time.monotonic()
+        wait_until(lambda: time.monotonic() > handed_back + 2.5)  # and not claimed again and again
+        assert set(Job.objects.filter(status="READY").values_list("attempt", flat=True)) == {0}
+        assert max(Job.objects.values_list("claims", flat=True)) <= 2
+        functions.gate.set()
+        wait_until(lambda: not Job.objects.exclude(status="SUCCESSFUL").exists())
+
+
+def test_a_machine_with_no_room_for_a_process_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, refused = subprocess.Popen, []
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        if not refused:
+            refused.append(arguments)
+            raise BlockingIOError("Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("pgwerk_django.children.subprocess.Popen", popen)
+    job = given(functions.add, 1)
+    with working():
+        assert became(job).result == 1
+    assert "it could not be started: Resource temporarily unavailable" in caplog.text
 
 
 def test_signals_fire_where_the_worker_runs() -> None:
