@@ -4,6 +4,7 @@ The shop is made up and written into a database of its own; the pages are the re
 """
 
 import argparse
+import io
 import os
 import sys
 import tempfile
@@ -81,6 +82,26 @@ def nothing(driver: Any) -> None:
     pass
 
 
+def fill_in(driver: Any) -> None:
+    """A schedule about to be added, with what there is to think of first."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    typed = {
+        "name": "catalogue.cleanup",
+        "function": "example_project.shop.tasks.ship_orders",
+        "args": '["Colissimo"]',
+        "kwargs": '{"at_most": 5}',
+        "cron": "30 2 1 * mon",
+        "timezone": "Europe/Paris",
+    }
+    for name, text in typed.items():
+        field = driver.find_element("name", name)
+        field.clear()
+        field.send_keys(text)
+    WebDriverWait(driver, 10).until(lambda _: "match either" in driver.find_element("id", "pgwerk-preview").text)
+    driver.execute_script("document.activeElement.blur()")
+
+
 def pages() -> dict[str, tuple[str, Callable[[Any], None]]]:
     from pgwerk_django.models import Job, Schedule
 
@@ -92,22 +113,25 @@ def pages() -> dict[str, tuple[str, Callable[[Any], None]]]:
         "overview": ("/admin/pgwerk_django/overview/", nothing),
         "schedules": ("/admin/pgwerk_django/schedule/", nothing),
         "schedule": (page("catalogue.prices"), nothing),
-        "edit": ("/admin/pgwerk_django/schedule/add/", nothing),
+        "edit": ("/admin/pgwerk_django/schedule/add/", fill_in),
         "jobs": ("/admin/pgwerk_django/job/", nothing),
         "job": (f"/admin/pgwerk_django/job/{failed.pk}/change/", nothing),
     }
 
 
 def shoot(driver: Any, path: Path, size: tuple[int, int]) -> None:
-    """The whole page, however long, up to three windows."""
+    """The whole page, however long, up to two windows."""
+    from PIL import Image
+
     from example_project import chromium
 
     height = driver.execute_script("return document.documentElement.scrollHeight")
     inner = driver.execute_script(
         "const main = document.querySelector('#main, .main'); return main ? main.scrollHeight + main.offsetTop : 0"
     )
-    chromium.resize(driver, size[0], min(max(height, inner, size[1]), 3 * size[1]))
-    driver.save_screenshot(str(path))
+    chromium.resize(driver, size[0], min(max(height, inner, size[1]), 2 * size[1]))
+    picture = Image.open(io.BytesIO(driver.get_screenshot_as_png()))
+    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the size
     print(path.name)
 
 

@@ -46,15 +46,22 @@ class Coming(NamedTuple):
     is_estimate: bool
 
 
-def table_sizes(using: str) -> tuple[int, int]:
-    """How many jobs and schedules there are, as PostgreSQL's statistics have it; -1 where it has none yet."""
+class Sizes(NamedTuple):
+    """How many there are, as PostgreSQL's statistics have it; -1 where it has none yet."""
+
+    jobs: int
+    schedules: int
+
+
+def clock_and_sizes(using: str) -> tuple[dt.datetime, Sizes]:
+    """PostgreSQL's now, and the sizes of the tables, in one trip."""
     with transaction.get_connection(using).cursor() as cursor:
         cursor.execute(
-            "SELECT (SELECT reltuples FROM pg_class WHERE oid = '_pgwerk_jobs'::regclass),"
+            "SELECT statement_timestamp(), (SELECT reltuples FROM pg_class WHERE oid = '_pgwerk_jobs'::regclass),"
             " (SELECT reltuples FROM pg_class WHERE oid = '_pgwerk_schedules'::regclass)"
         )
-        jobs, schedules = cursor.fetchone()
-    return int(jobs), int(schedules)
+        now, jobs, schedules = cursor.fetchone()
+    return now.astimezone(dt.UTC), Sizes(int(jobs), int(schedules))
 
 
 def _first_id(instant: dt.datetime) -> uuid.UUID:
@@ -71,31 +78,31 @@ WHERE id >= %s AND id < %s {condition} GROUP BY 1, 2
 def past(stretches: Stretches, jobs: int, *, using: str) -> Past:
     """Jobs by when they were made, and by their status. What failed is counted one by one, however many there are."""
     bounds = [_first_id(stretches.start), _first_id(stretches.end)]
-    parameters = [stretches.size, stretches.start, *bounds]
+    parameters: list[Any] = [stretches.size, stretches.start, *bounds]
     counts: list[Counter[str]] = [Counter() for _ in range(stretches.number)]
+    statement, weight = _COUNT.format(sample="", condition=""), 1.0
     with transaction.get_connection(using).cursor() as cursor:
+        if jobs > MOST_READ and _estimate(cursor, bounds) > MOST_READ:
+            weight = jobs / MOST_READ
+            sample = f"TABLESAMPLE SYSTEM ({100 / weight:.4f}) REPEATABLE (1)"
+            sampled = _COUNT.format(sample=sample, condition="AND status <> 'FAILED'")
+            counted = _COUNT.format(sample="", condition="AND status = 'FAILED'")
+            statement = f"{sampled} UNION ALL {counted}"
+            parameters *= 2
+        cursor.execute(statement, parameters)
+        for start, status, number in cursor.fetchall():
+            place = stretches.place(start)
+            if 0 <= place < stretches.number:
+                counts[place][status] += number if status == Status.FAILED else round(number * weight)
+    return Past(counts, weight > 1)
 
-        def add(statement: str, weight: float) -> None:
-            cursor.execute(statement, parameters)
-            for start, status, number in cursor.fetchall():
-                place = stretches.place(start)
-                if 0 <= place < stretches.number:
-                    counts[place][status] += round(number * weight)
 
-        is_estimate = False
-        if jobs > MOST_READ:
-            cursor.execute("EXPLAIN (FORMAT JSON) SELECT FROM _pgwerk_jobs WHERE id >= %s AND id < %s", bounds)
-            explained = cursor.fetchone()[0]
-            plan = json.loads(explained) if isinstance(explained, str) else explained
-            is_estimate = plan[0]["Plan"]["Plan Rows"] > MOST_READ
-        if not is_estimate:
-            add(_COUNT.format(sample="", condition=""), 1)
-        else:
-            share = MOST_READ / jobs
-            sample = f"TABLESAMPLE SYSTEM ({100 * share:.4f}) REPEATABLE (1)"
-            add(_COUNT.format(sample=sample, condition="AND status <> 'FAILED'"), 1 / share)
-            add(_COUNT.format(sample="", condition="AND status = 'FAILED'"), 1)
-    return Past(counts, is_estimate)
+def _estimate(cursor: Any, bounds: Sequence[uuid.UUID]) -> float:
+    """How many jobs the planner expects between these ids."""
+    cursor.execute("EXPLAIN (FORMAT JSON) SELECT FROM _pgwerk_jobs WHERE id >= %s AND id < %s", bounds)
+    explained = cursor.fetchone()[0]
+    plan = json.loads(explained) if isinstance(explained, str) else explained
+    return float(plan[0]["Plan"]["Plan Rows"])
 
 
 def active(until: dt.datetime, schedules: int, *, using: str) -> tuple[list[Any], float]:

@@ -123,7 +123,7 @@ class OverviewAdmin(Page):
         )
         processes = list(Process.objects.using(using).annotate(judged_at=Now()).order_by("role", "host", "pid"))
         live = [process for process in processes if is_alive(process)]
-        now = clock(using)
+        now, sizes = forecast.clock_and_sizes(using)
         parts: dict[str, Any] = {
             "now": moment(now),
             "has_scheduler": any(process.role == "scheduler" for process in live),
@@ -132,7 +132,6 @@ class OverviewAdmin(Page):
         }
         if sees_processes:
             parts["processes"] = [self._process(process) for process in processes]
-        sizes = forecast.table_sizes(using) if sees_jobs or sees_schedules else (0, 0)
         if sees_jobs:
             queues = list(queues_of(live, using))
             parts["queues"] = [self._queue(queue, now) for queue in queues]
@@ -213,13 +212,6 @@ class OverviewAdmin(Page):
         ]
 
 
-def clock(using: str) -> dt.datetime:
-    with transaction.get_connection(using).cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        now: dt.datetime = cursor.fetchone()[0]
-    return now.astimezone(dt.UTC)
-
-
 def is_alive(process: Any) -> bool:
     return bool(process.heartbeat_at >= process.judged_at - SILENT_AFTER)
 
@@ -293,7 +285,7 @@ def queues_of(live: Sequence[Process], using: str) -> Iterable[QueueState]:
 
 
 def charts_of(
-    now: dt.datetime, asked: str, sizes: tuple[int, int], *, using: str, past: bool, coming: bool
+    now: dt.datetime, asked: str, sizes: forecast.Sizes, *, using: str, past: bool, coming: bool
 ) -> dict[str, Any]:
     length, count = SPANS[asked]
     size = length / count
@@ -301,12 +293,11 @@ def charts_of(
     middle = now - (now - dt.datetime(2000, 1, 1, tzinfo=dt.UTC)) % size
     behind = Stretches(middle - length / 2, size, count // 2 + 1)  # with the one that is not over yet
     ahead = Stretches(middle, size, count // 2)
-    jobs, schedules = sizes
-    ran = forecast.past(behind, jobs, using=using) if past else None
+    ran = forecast.past(behind, sizes.jobs, using=using) if past else None
     minutes = Stretches(now.replace(second=0, microsecond=0), dt.timedelta(minutes=1), MINUTES_AHEAD)
     will = load = None
     if coming:
-        rows, weight = forecast.active(max(ahead.end, minutes.end), schedules, using=using)
+        rows, weight = forecast.active(max(ahead.end, minutes.end), sizes.schedules, using=using)
         will, load = (forecast.coming(stretches, _from_now(rows, now), weight) for stretches in (ahead, minutes))
     columns = []
     for place in range(count):
