@@ -1,5 +1,7 @@
 """What the benchmarks and the processes they start run on; DATABASE_URL is set by `benchmarks.database`."""
 
+import os
+
 import environ
 
 DATABASES = {"default": environ.Env().db("DATABASE_URL")}
@@ -34,7 +36,7 @@ TEMPLATES = [
 ROOT_URLCONF = "example_project.urls"
 STATIC_URL = "static/"
 ALLOWED_HOSTS = ["*"]
-PGWERK = {"AUTODISCOVER": ()}
+PGWERK = {"AUTODISCOVER": (), "LISTEN": os.environ.get("PGWERK_LISTEN")}
 SECRET_KEY = "benchmarks"
 USE_TZ = True
 TIME_ZONE = "UTC"

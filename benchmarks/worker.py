@@ -257,11 +257,9 @@ def started(command: Sequence[object], environment: Mapping[str, str]) -> Iterat
             running.kill()
 
 
-def runworker(
-    *arguments: object, settings: str = "benchmarks.settings"
-) -> "contextlib.AbstractContextManager[Running]":
+def runworker(*arguments: object, **environment: str) -> "contextlib.AbstractContextManager[Running]":
     command = [sys.executable, ROOT / "example_project" / "manage.py", "runworker", *arguments]
-    return started(command, {**os.environ, "DJANGO_SETTINGS_MODULE": settings})
+    return started(command, {**os.environ, "DJANGO_SETTINGS_MODULE": "benchmarks.settings", **environment})
 
 
 def burst(*arguments: object, workers: int = 1) -> float:
@@ -446,7 +444,7 @@ def throughput(rounds: int, peers: Sequence[Contestant]) -> dict[str, Any]:
         for name, measure in list(entrants.items()):
             try:
                 runs[name].append(measure())
-            except PeerFailed as error:
+            except (PeerFailed, OSError) as error:
                 print(f"{name}: {error}", flush=True)
                 del entrants[name]
             else:
@@ -489,7 +487,7 @@ def show_throughput(found: Mapping[str, Mapping[str, Any]]) -> None:
 # -- one job on an idle worker ----------------------------------------------------------------------------------------
 
 
-def start(times: int, *, settings: str, pause: float) -> dict[str, Any]:
+def start(times: int, *, pause: float, **environment: str) -> dict[str, Any]:
     """From an INSERT's commit, as its client sees it, to the function's first line: one at a time, up to `pause` seconds apart."""
     from pgwerk_django.jobs import enqueue
     from pgwerk_django.models import Job
@@ -499,7 +497,7 @@ def start(times: int, *, settings: str, pause: float) -> dict[str, Any]:
 
     fill(0, functions.clock)
     waits, warm_up = [], 3
-    with runworker(settings=settings) as worker:
+    with runworker(**environment) as worker:
         for _ in range(warm_up + times):
             job = enqueue(functions.clock)
             committed = time.time()
@@ -518,8 +516,8 @@ def start(times: int, *, settings: str, pause: float) -> dict[str, Any]:
 def starts(quick: bool) -> dict[str, Any]:
     share = 5 if quick else 1
     return {
-        "listening": start(STARTS // share, settings="benchmarks.peers.listening", pause=0.2),
-        "polling": start(POLLED_STARTS // share, settings="benchmarks.settings", pause=1),
+        "listening": start(STARTS // share, pause=0.2, PGWERK_LISTEN="default"),
+        "polling": start(POLLED_STARTS // share, pause=1),
     }
 
 
