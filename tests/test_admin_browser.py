@@ -53,6 +53,7 @@ class Browser:
         client.force_login(person)
         self.driver.get(f"{self.root}/admin/login/")
         self.driver.add_cookie({"name": "sessionid", "value": client.cookies["sessionid"].value})
+        self.driver.execute_script("sessionStorage.clear()")  # it outlives the test: there a refresh was stopped
 
     def open(self, url: str) -> None:
         self.driver.get(self.root + url)
