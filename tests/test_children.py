@@ -341,44 +341,34 @@ def beside(transactional_db: None) -> Iterator[psycopg.Connection]:
         yield session
 
 
-def test_results_outlive_an_outage(manage: Any, beside: psycopg.Connection) -> None:  # noqa: F811
-    """Whoever connects is refused while the job ends; its result is written when the database is back."""
-    job = given(functions.wait_for_gate)
-    worker = manage("runworker", "--concurrency=1")
-    noted("waiting")
+@contextlib.contextmanager
+def away(beside: psycopg.Connection) -> Iterator[None]:
+    """The database throws everybody out and lets nobody in, until the end of the block."""
     name = connection.settings_dict["NAME"]
     beside.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     try:
         beside.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        wait_until(lambda: worker.says("database_lost"))
-        functions.gate.set()
-        wait_until(lambda: ["leaving"] in functions.read())
+        yield
     finally:
         beside.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         connection.close()
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_results_outlive_an_outage(manage: Any, beside: psycopg.Connection, stopping: bool) -> None:  # noqa: F811
+    """The job ends while the database is away; its result is written when that is back, also by a worker that stops."""
+    job = given(functions.wait_for_gate)
+    worker = manage("runworker", "--concurrency=1")
+    noted("waiting")
+    with away(beside):
+        wait_until(lambda: worker.says("database_lost"))
+        if stopping:
+            worker.process.terminate()
+        functions.gate.set()
+        wait_until(lambda: ["leaving"] in functions.read())
     became(job)
     assert (job.status, job.result, job.claims) == ("SUCCESSFUL", "through", 1)
-    assert worker.stop() == 0
-
-
-def test_results_outlive_an_outage_while_it_stops(manage: Any, beside: psycopg.Connection) -> None:  # noqa: F811
-    job = given(functions.wait_for_gate)
-    worker = manage("runworker", "--concurrency=1")
-    noted("waiting")
-    name = connection.settings_dict["NAME"]
-    beside.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-    try:
-        beside.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        wait_until(lambda: worker.says("database_lost"))
-        worker.process.terminate()
-        functions.gate.set()
-        wait_until(lambda: ["leaving"] in functions.read())
-    finally:
-        beside.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-        connection.close()
-    assert worker.process.wait(30) == 0, worker.text()
-    job.refresh_from_db()
-    assert (job.status, job.result) == ("SUCCESSFUL", "through")
+    assert (worker.process.wait(30) if stopping else worker.stop()) == 0, worker.text()
 
 
 # -- Django is treated well ------------------------------------------------------------------------------------------
