@@ -4,6 +4,7 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -98,6 +99,7 @@ class Child:
         self.unsent: set[Any] = set()
         self._pool = pool
         self._outbox: queue.SimpleQueue[tuple[str, Any, Any] | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
         self._connection, theirs = Pipe()
         try:
             self.process = subprocess.Popen(  # noqa: S603  our own program
@@ -167,6 +169,17 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def is_dead(self) -> bool:
+        return self.process.poll() is not None
+
+    def cut(self) -> None:
+        """It is dead, and somebody it left behind may keep the pipe open: the reader need not wait for them."""
+        self.kill()  # the others of its session
+        with self._closing:  # else the number may be another file's by now
+            if not self._connection.closed:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
+                    pipe.shutdown(socket.SHUT_RDWR)  # what is in it already can still be read
+
     def how_it_ended(self) -> str:
         code = self.process.wait()
         if code >= 0:
@@ -202,7 +215,8 @@ class Child:
         self.kill()  # what its jobs have started
         self._outbox.put(None)
         self._writer.join()
-        self._connection.close()
+        with self._closing:
+            self._connection.close()
         self._pool.report("gone", self, None, None)
 
 
@@ -239,18 +253,23 @@ class Children:
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self._all))
 
-    def tend(self) -> None:
-        """Start those that are missing, and let go of those that have run their number of jobs."""
-        while sum(not child.retired for child in self._all) < self.count and time.monotonic() >= self._next_start:
+    def tend(self, *, replace: bool = True) -> None:
+        """Start those that are missing, let go of those that have run their number of jobs, and notice who died."""
+        while replace and self._is_short() and time.monotonic() >= self._next_start:
             try:
                 self._all.append(Child(self))
             except OSError as error:  # no memory, or too many processes: there may be room later
                 self._start_later()
                 self.report("unborn", None, None, str(error))
         for child in self:
-            if child.retired and not child.running and not child.leaving:
+            if child.is_dead():
+                child.cut()
+            elif child.retired and not child.running and not child.leaving:
                 child.leaving = True
                 child.hang_up()
+
+    def _is_short(self) -> bool:
+        return sum(not child.retired for child in self._all) < self.count
 
     def forget(self, child: Child) -> list[Held]:
         """It is gone: the jobs that went with it. Those that die before they are up are started again more and more slowly."""
@@ -348,6 +367,8 @@ class Children:
             child.condemned = True
             child.kill()
         for child in self:
+            child.process.wait()
+            child.cut()
             child.join()
 
 

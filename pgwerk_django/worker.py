@@ -174,8 +174,7 @@ class Worker:
         self._stop_late()
         if children.recall(LONGEST_AT_HAND):
             self._usual = max(self._usual, LONGEST_AT_HAND)
-        if not self._stopped:
-            children.tend()
+        children.tend(replace=not self._stopped)
         if self._time_to_beat():
             self._process.beat(using=self.using, running=sum(held.child is not None for held in self._held.values()))
         self._write()

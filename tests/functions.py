@@ -254,6 +254,18 @@ def kill_own_worker() -> None:
     sleep()
 
 
+def leave_somebody_behind() -> None:
+    """A process that holds on to what it inherited, in a session of its own, when the one that runs the job dies."""
+    if os.fork() == 0:
+        os.setsid()
+        write("left behind", os.getpid())
+        time.sleep(3600)  # noqa: TID251
+    pause = threading.Event()
+    while not read():
+        pause.wait(0.02)
+    kill_own_process()
+
+
 def exit_at_once() -> None:
     os._exit(7)
 

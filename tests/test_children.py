@@ -152,6 +152,17 @@ def test_a_process_that_dies_fails_its_own_job_at_once_and_says_so(
     assert how in caplog.text
 
 
+def test_a_process_that_leaves_somebody_behind_is_as_dead() -> None:
+    job = given(functions.leave_somebody_behind)
+    try:
+        with working():
+            became(job)
+    finally:
+        for pid in noted("left behind"):
+            os.kill(pid, signal.SIGKILL)
+    assert job.error.startswith("the process that ran it died: killed by SIGKILL")
+
+
 def test_a_process_that_dies_has_its_job_tried_again() -> None:
     job = given(functions.kill_own_process, _max_attempts=3, _backoff=0)
     work()
@@ -299,9 +310,9 @@ def test_a_second_signal_stops_now(manage: Any) -> None:  # noqa: F811
     worker = manage("runscheduler", "--with-worker", "--concurrency=1")
     noted("asleep")
     worker.process.terminate()
-    asked = time.monotonic()
     wait_until(lambda: worker.says("process_stopped role=scheduler"))
-    wait_until(lambda: time.monotonic() > asked + SAME_REQUEST)  # later than that it is another one
+    heard = time.monotonic()
+    wait_until(lambda: time.monotonic() > heard + SAME_REQUEST)  # later than that it is another one
     worker.process.terminate()
     assert worker.process.wait(20) == 3, worker.text()
     job.refresh_from_db()
