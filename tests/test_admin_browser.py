@@ -16,7 +16,8 @@ from django.test import Client
 from selenium.webdriver.common.by import By
 
 from example_project import chromium
-from pgwerk_django.models import Job, Origin, Process, Schedule, Status
+from pgwerk_django.jobs import pause_queue
+from pgwerk_django.models import Job, Origin, Process, Queue, Schedule, Status
 from pgwerk_django.registry import registry
 from pgwerk_django.registry import schedule as declare
 from pgwerk_django.scheduler import Scheduler
@@ -289,7 +290,10 @@ def full(settings: Any) -> dict[str, str]:
             kwargs={"token": "x"}, error="Traceback" * 2000 if status == "FAILED" else "", reason=XSS,
             progress={"done": 1, "total": 2, "note": "half"},
         )  # fmt: skip
+    running = Job.objects.filter(status=Status.RUNNING)[0]
     Process.objects.create(role="scheduler", host="web-1", stats={"clock": 0})
+    pause_queue("mail", by="bob", reason="the provider is down")
+    mail = Queue.objects.get(name="mail")
     registry.clear()
     return {
         "overview": OVERVIEW,
@@ -299,6 +303,9 @@ def full(settings: Any) -> dict[str, str]:
         "add": f"{LIST}add/",
         "jobs": "/admin/pgwerk_django/job/",
         "job": f"/admin/pgwerk_django/job/{job.pk}/change/",
+        "running": f"/admin/pgwerk_django/job/{running.pk}/change/",
+        "queues": "/admin/pgwerk_django/queue/",
+        "queue": f"/admin/pgwerk_django/queue/{mail.pk}/change/",
         "processes": "/admin/pgwerk_django/process/",
     }
 
