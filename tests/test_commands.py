@@ -160,10 +160,15 @@ def test_once_tries_again_what_was_set_aside_and_keeps_house() -> None:
 def test_queues(capsys: pytest.CaptureFixture[str]) -> None:
     Job.objects.create(queue="mail", function="tests.functions.noop")
     Job.objects.create(queue="mail", function="tests.functions.noop", run_at=now() + HOUR)
+    make(_queue="nightly")
     run(capsys, "queues", "pause", "mail", "bank", "--reason", "they are down")
     run(capsys, "queues", "resume", "bank")
     lines = [line.split("\t") for line in run(capsys, "queues", "list")]
-    assert [line[:4] for line in lines] == [["bank", "OK", "0", "0"], ["mail", "PAUSED", "1", "0"]]
+    assert [line[:4] for line in lines] == [
+        ["bank", "OK", "0", "0"],
+        ["mail", "PAUSED", "1", "0"],
+        ["nightly", "OK", "0", "0"],
+    ]
     assert lines[0][4] == "-"
     assert lines[1][4].endswith("+00:00")
     row = Queue.objects.get(name="mail")

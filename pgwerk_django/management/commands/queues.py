@@ -8,7 +8,7 @@ from django.core.management.base import CommandError
 from pgwerk_django import conf
 from pgwerk_django.jobs import pause_queue, resume_queue
 from pgwerk_django.management.service import PgwerkCommand, text_of, whoami
-from pgwerk_django.models import Queue
+from pgwerk_django.models import Queue, Schedule
 
 
 class Command(PgwerkCommand):
@@ -26,6 +26,8 @@ class Command(PgwerkCommand):
         if verb == "list":
             rows = Queue.objects.using(conf.current().DATABASE)
             rows.discover()
+            named = Schedule.objects.using(rows.db).values_list("queue", flat=True).distinct()
+            rows.bulk_create([Queue(name=name) for name in named], ignore_conflicts=True)
             row: Any
             for row in rows.with_load().order_by("name"):
                 state = "PAUSED" if row.paused else "OK"
