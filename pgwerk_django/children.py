@@ -301,10 +301,6 @@ class Children:
     def places(self) -> int:
         return sum(self.threads for child in self._all if child.up)
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
     def waits_since(self) -> float | None:
         with self._lock:
             return self._waiting[0].claimed if self._waiting else None

@@ -375,7 +375,8 @@ class Worker:
             self._check_held(ages, self._claims.begin(ages))
             for held in map(self._held.__getitem__, ages):
                 held.begun = True
-                self._tell_start(held)
+                if not held.lost:
+                    self._tell_start(held)
 
     def _write_progress(self) -> None:
         said, self._progress = self._progress, {}

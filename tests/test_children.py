@@ -12,11 +12,20 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import connection, connections
 
 from pgwerk_django import signals
 from pgwerk_django.exceptions import JobTimeout
-from pgwerk_django.jobs import enqueue, enqueue_many, pause_queue, resume_queue
+from pgwerk_django.jobs import (
+    aenqueue_many,
+    apause_queue,
+    aresume_queue,
+    enqueue,
+    enqueue_many,
+    pause_queue,
+    resume_queue,
+)
 from pgwerk_django.management.service import SAME_REQUEST
 from pgwerk_django.models import Job, Process, Queue
 from pgwerk_django.worker import Worker
@@ -613,6 +622,18 @@ def test_enqueue_many() -> None:
         ("k3", [4], {}, "q", {"m": 1}),
     ]
     assert enqueue_many(functions.add, []) == []
+
+
+def test_the_async_twins() -> None:
+    (job,) = async_to_sync(aenqueue_many)(functions.add, [[1]], _queue="q")
+    assert async_to_sync(apause_queue)("q", reason="why", by="ada")
+    assert Queue.objects.get().pause_reason == "why"
+    assert async_to_sync(aresume_queue)("q")
+    assert async_to_sync(job.acancel)(by="ada")
+    assert became(job).reason == "cancelled by ada"
+    assert async_to_sync(job.aretry)(by="ada")
+    work()
+    assert became(job).result == 1
 
 
 @pytest.mark.parametrize(
