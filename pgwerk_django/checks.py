@@ -96,7 +96,7 @@ def check_isolation(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
 
 @checks.register("pgwerk")
 def check_functions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """Each function that code declares can be run by its target, which imports it by its path."""
+    """Each schedule that code declares can be run by its target as it asks."""
     return [
         checks.Error(f"schedule {name!r}: {problem}", id="pgwerk_django.E006") for name, problem in _function_problems()
     ]
@@ -152,11 +152,11 @@ def _alias() -> str | None:
 
 
 def _function_problems() -> Iterable[tuple[str, str]]:
-    for definition in registry:
+    for definition in map(targets.resolved, registry):
         try:
             target = targets.get(definition.target)
         except ValueError as error:
             yield definition.name, str(error)
             continue
-        for problem in target.problems(definition.function):
+        for problem in target.problems(definition):
             yield definition.name, problem

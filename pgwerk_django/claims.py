@@ -17,12 +17,12 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from pgwerk_django import conf, signals
 from pgwerk_django.arrays import array
-from pgwerk_django.execution import Outcome
+from pgwerk_django.exceptions import WorkerLost
+from pgwerk_django.execution import Outcome, class_path
 from pgwerk_django.models import Job, Status
 
 Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`
 
-WORKER_LOST = "worker lost"
 # A job that never began when its worker vanished spends no attempt. But one that ends its worker before that can write
 # that it began must not come back for ever.
 MOST_FALSE_STARTS = 10
@@ -31,16 +31,22 @@ FIELDS = [field.attname for field in Job._meta.concrete_fields]
 _COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
 _JSON = [i for i, field in enumerate(Job._meta.concrete_fields) if field.get_internal_type() == "JSONField"]
 
-WAITING = "status = 'READY' AND run_at <= statement_timestamp() AND target = 'worker'"
+WAITING = (
+    "status = 'READY' AND run_at <= statement_timestamp() AND target = 'worker'"
+    " AND (start_by IS NULL OR start_by > statement_timestamp())"
+)
 FIRST = "ORDER BY priority DESC, run_at"
 _FUNCTION, _ARGS, _KWARGS = map(FIELDS.index, ("function", "args", "kwargs"))
 
 # Queue by queue, so that each claim is one walk along the index `pgwerk_claim`; statuses are literals for its sake.
 _CLAIM = f"""
 WITH RECURSIVE all_queues (name) AS (
-    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND %(every)s ORDER BY queue LIMIT 1)
+    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND %(every)s ORDER BY queue LIMIT 1)
     UNION ALL
-    SELECT (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND queue > all_queues.name ORDER BY queue LIMIT 1)
+    SELECT (
+        SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND queue > all_queues.name
+        ORDER BY queue LIMIT 1
+    )
     FROM all_queues WHERE all_queues.name IS NOT NULL
 ), queues (name, place) AS (
     SELECT name, place FROM (
@@ -97,9 +103,11 @@ UPDATE _pgwerk_jobs job SET
     status = CASE WHEN mine.status = 'READY' AND NOT ({_AGAIN}) THEN 'CANCELLED' ELSE mine.status END,
     result = mine.result::jsonb,
     error = mine.error,
-    errors = CASE WHEN {_AGAIN} THEN
-        job.errors || jsonb_build_object('attempt', job.attempt, 'at', statement_timestamp(), 'error', mine.error)
-        ELSE job.errors END,
+    exception = coalesce(mine.exception, ''),
+    errors = CASE WHEN {_AGAIN} THEN job.errors || jsonb_build_object(
+            'attempt', job.attempt, 'at', statement_timestamp(), 'error', mine.error,
+            'exception', coalesce(mine.exception, ''), 'worker', job.worker_name
+        ) ELSE job.errors END,
     run_at = CASE WHEN {_AGAIN} THEN
         statement_timestamp() + mine.delay * interval '1 second' ELSE job.run_at END,
     started_at = mine.ended_at - mine.seconds * interval '1 second',
@@ -112,11 +120,12 @@ UPDATE _pgwerk_jobs job SET
     lease_until = NULL, prefetched = false,
     worker_id = CASE WHEN NOT ({_AGAIN}) THEN job.worker_id END
 FROM (
-    SELECT id, claims, status, result, error, delay, seconds, statement_timestamp() - ago * interval '1 second' AS ended_at
+    SELECT id, claims, status, result, error, exception, delay, seconds,
+        statement_timestamp() - ago * interval '1 second' AS ended_at
     FROM unnest(
         %(ids)s::uuid[], %(claims)s::integer[], %(statuses)s::text[], %(results)s::text[], %(errors)s::text[],
-        %(delays)s::float8[], %(seconds)s::float8[], %(agos)s::float8[]
-    ) AS told (id, claims, status, result, error, delay, seconds, ago)
+        %(exceptions)s::text[], %(delays)s::float8[], %(seconds)s::float8[], %(agos)s::float8[]
+    ) AS told (id, claims, status, result, error, exception, delay, seconds, ago)
 ) mine
 WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
 RETURNING job.id, job.status
@@ -146,9 +155,11 @@ UPDATE _pgwerk_jobs job SET
     status = becomes,
     attempt = CASE WHEN fresh THEN attempt - 1 ELSE attempt END,
     error = CASE WHEN fresh THEN error ELSE %(error)s END,
-    errors = CASE WHEN becomes = 'READY' AND NOT fresh THEN
-        errors || jsonb_build_object('attempt', attempt, 'at', statement_timestamp(), 'error', %(error)s::text)
-        ELSE errors END,
+    exception = CASE WHEN fresh THEN exception ELSE %(exception)s END,
+    errors = CASE WHEN becomes = 'READY' AND NOT fresh THEN errors || jsonb_build_object(
+            'attempt', attempt, 'at', statement_timestamp(), 'error', %(error)s::text,
+            'exception', %(exception)s::text, 'worker', worker_name
+        ) ELSE errors END,
     run_at = CASE WHEN becomes = 'READY' THEN statement_timestamp() ELSE run_at END,
     finished_at = CASE WHEN becomes <> 'READY' THEN statement_timestamp() END,
     expires_at = CASE WHEN becomes <> 'READY' THEN
@@ -221,6 +232,7 @@ class Claims:
             statuses=array([str(outcome.status) for _, outcome in outcomes]),
             results=array([outcome.result for _, outcome in outcomes]),
             errors=array([outcome.error for _, outcome in outcomes]),
+            exceptions=array([outcome.exception for _, outcome in outcomes], usual=""),
             delays=array([outcome.delay for _, outcome in outcomes]),
             seconds=array([outcome.seconds for _, outcome in outcomes]),
             agos=array([time.monotonic() - outcome.ended for _, outcome in outcomes]),
@@ -267,7 +279,8 @@ def event_of(job: Job, attempt: int, outcome: Outcome, status: str) -> tuple[Sig
 def recover_lost(*, using: str) -> int:
     """Find jobs whose lease ran out: READY again while attempts remain, or when they never began, else FAILED. How many."""
     parameters = {
-        "error": WORKER_LOST,
+        "error": str(WorkerLost()),
+        "exception": class_path(WorkerLost()),
         "failure_ttl": conf.current().FAILURE_TTL,
         "most_false_starts": MOST_FALSE_STARTS,
         "limit": RECOVERED_BATCH,

@@ -28,6 +28,8 @@ class Conf:
     FAILURE_TTL: int = 30 * DAY
     ALLOWED_FUNCTIONS: tuple[str, ...] = ()
     MASK: tuple[str, ...] = ("API", "AUTH", "TOKEN", "KEY", "SECRET", "PASS", "SIGNATURE", "HTTP_COOKIE")
+    CELERY_RESULTS: bool = False
+    WERK: str | None = None
     LISTEN: str | None = None
     NOTIFY: bool = True
 
@@ -102,6 +104,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "FAILURE_TTL": _ttl,
     "ALLOWED_FUNCTIONS": _texts,
     "MASK": _patterns,
+    "CELERY_RESULTS": _flag,
+    "WERK": _optional_text,
     "LISTEN": _optional_text,
     "NOTIFY": _flag,
 }

@@ -26,6 +26,13 @@ class ProcessDied(PgwerkError):
         super().__init__(f"the process that ran it died: {how}")
 
 
+class WorkerLost(PgwerkError):
+    """The lease of a job ran out: the worker that held it is gone."""
+
+    def __init__(self) -> None:
+        super().__init__("worker lost")
+
+
 class TransactionLeftOpen(PgwerkError):
     """A job returned with a transaction open, which was rolled back."""
 
@@ -42,3 +49,7 @@ class TooManyJobs(PgwerkError):
 
 class FunctionNotFound(PgwerkError):
     """A dotted path does not lead to something callable."""
+
+
+class TargetUnavailable(PgwerkError):
+    """A target cannot be used here: its package is missing, or it is not configured."""

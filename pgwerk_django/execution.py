@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import random
@@ -42,6 +43,7 @@ class Outcome:
     result: str | None = None  # JSON
     error: str = ""
     summary: str = ""  # the error in one line
+    exception: str = ""  # the dotted path of its class
     delay: float = 0  # seconds to the next attempt
     seconds: float = 0  # how long it ran
     ended: float = dataclasses.field(default_factory=time.monotonic)
@@ -52,7 +54,8 @@ class Outcome:
             return cls(Status.SUCCESSFUL, result=json.dumps(registry.json_value(value, "the job's result")))
         except (TypeError, ValueError) as error:
             # It ran; another attempt would run it again and return the same.
-            return cls(Status.FAILED, error=str(error), summary=str(error)[:LONGEST_SUMMARY])
+            summary = str(error)[:LONGEST_SUMMARY]
+            return cls(Status.FAILED, error=str(error), summary=summary, exception=class_path(error))
 
     @classmethod
     def failure(cls, job: Job, error: BaseException) -> "Outcome":
@@ -60,12 +63,16 @@ class Outcome:
         text = str(error) if isinstance(error, PgwerkError) else "".join(traceback.format_exception(error))
         text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()[-LONGEST_ERROR:]
         summary = f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST_SUMMARY]
+        failed = functools.partial(cls, error=text, summary=summary, exception=class_path(error))
         if isinstance(error, JobCancelled):
-            return cls(Status.CANCELLED, error=text, summary=summary)
+            return failed(Status.CANCELLED)
         if job.attempt < job.max_attempts:
-            delay = backoff_before(job.attempt, job.backoff)
-            return cls(Status.READY, error=text, summary=summary, delay=delay)
-        return cls(Status.FAILED, error=text, summary=summary)
+            return failed(Status.READY, delay=backoff_before(job.attempt, job.backoff))
+        return failed(Status.FAILED)
+
+
+def class_path(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
 
 
 def is_async(func: Callable[..., Any]) -> bool:

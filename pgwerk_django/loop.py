@@ -230,8 +230,11 @@ class Listener:
     def _connect(self) -> psycopg.Connection[Any]:
         if "://" in self._address:
             return psycopg.connect(self._address, autocommit=True)
-        parameters = connections[self._address].get_connection_params()
-        # What Django adds for its own cursors means nothing here.
-        for own in ("cursor_factory", "context"):
-            parameters.pop(own, None)
-        return psycopg.connect(**{**parameters, "autocommit": True})
+        return psycopg.connect(**{**connection_parameters(self._address), "autocommit": True})
+
+
+def connection_parameters(alias: str) -> dict[str, Any]:
+    """What psycopg connects with to the database of this alias."""
+    parameters: dict[str, Any] = connections[alias].get_connection_params()
+    # What Django adds for its own cursors means nothing elsewhere.
+    return {name: value for name, value in parameters.items() if name not in ("cursor_factory", "context")}

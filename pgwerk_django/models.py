@@ -271,6 +271,7 @@ class Schedule(models.Model):
     timeout = _seconds(verbose_name=_("timeout"), minimum=1, null=True, blank=True)
     result_ttl = _seconds(verbose_name=_("result TTL"), null=True, blank=True)
     failure_ttl = _seconds(verbose_name=_("failure TTL"), null=True, blank=True)
+    start_within = _seconds(verbose_name=_("start within"), null=True, blank=True)  # 0: until its next due time
     meta = models.JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()), blank=True)
     description = models.TextField(_("description"), default="", db_default="", blank=True)
 
@@ -297,7 +298,7 @@ class Schedule(models.Model):
     DEFINITION: ClassVar[tuple[str, ...]] = (
         "name", "function", "target", "queue", "args", "kwargs", "cron", "interval", "timezone", "starts_at", "ends_at",
         "max_runs", "jitter", "priority", "overlap", "misfire", "misfire_grace", "max_attempts", "backoff", "timeout",
-        "result_ttl", "failure_ttl", "meta", "description",
+        "result_ttl", "failure_ttl", "start_within", "meta", "description",
     )  # fmt: skip
 
     objects = ScheduleQuerySet.as_manager()
@@ -448,8 +449,8 @@ def recurrence_of(row: Any) -> Recurrence:
 
 
 _KEEP_ERROR = (
-    "CASE WHEN error <> '' THEN errors || jsonb_build_object('attempt', attempt, 'at', finished_at, 'error', error)"
-    " ELSE errors END"
+    "CASE WHEN error <> '' THEN errors || jsonb_build_object('attempt', attempt, 'at', finished_at, 'error', error,"
+    " 'exception', exception, 'worker', worker_name) ELSE errors END"
 )
 
 
@@ -489,9 +490,12 @@ class JobQuerySet(models.QuerySet["Job"]):
                 max_attempts=Greatest("max_attempts", F("attempt") + 1),
                 errors=RawSQL(_KEEP_ERROR, (), models.JSONField()),  # noqa: S611  no parameters
                 error="",
+                exception="",
                 started_at=None,
                 finished_at=None,
                 expires_at=None,
+                start_by=None,
+                lease_until=None,
                 worker=None,
                 progress=None,
                 cancel_requested_at=None,
@@ -576,6 +580,7 @@ class Job(models.Model):
     failure_ttl = models.IntegerField(_("failure TTL"), null=True, blank=True)
     enqueued_at = models.DateTimeField(_("enqueued at"), db_default=Now())
     run_at = models.DateTimeField(_("run at"), db_default=Now())
+    start_by = models.DateTimeField(_("start by"), null=True, blank=True)  # what has not begun then is skipped
     started_at = models.DateTimeField(_("started at"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
@@ -594,6 +599,7 @@ class Job(models.Model):
     external_id = models.CharField(_("external id"), max_length=255, default="", db_default="", blank=True)
     result = models.JSONField(_("result"), null=True, blank=True)
     error = models.TextField(_("error"), default="", db_default="", blank=True)
+    exception = models.TextField(_("exception"), default="", db_default="", blank=True)  # the dotted path of its class
     errors = models.JSONField(_("errors of earlier attempts"), default=list, db_default=Value([], models.JSONField()))
     progress = models.JSONField(_("progress"), null=True, blank=True)
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
@@ -609,11 +615,24 @@ class Job(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["key"], name="pgwerk_job_key"),
             models.CheckConstraint(
-                name="pgwerk_job_instants", condition=Q(due_at__range=EXPRESSIBLE, run_at__range=EXPRESSIBLE)
+                name="pgwerk_job_instants",
+                condition=Q(due_at__range=EXPRESSIBLE, run_at__range=EXPRESSIBLE, start_by__range=EXPRESSIBLE),
             ),
         ]
         indexes = [
-            models.Index(fields=["queue", "-priority", "run_at"], name="pgwerk_claim", condition=Q(status="READY")),
+            models.Index(
+                fields=["queue", "-priority", "run_at"],
+                name="pgwerk_claim",
+                condition=Q(status="READY", target="worker"),
+            ),
+            # What waits to be handed over to another engine, engine by engine.
+            models.Index(
+                fields=["target", "run_at"], name="pgwerk_outbox", condition=Q(status="READY") & ~Q(target="worker")
+            ),
+            # What is to be skipped if it has not begun by then.
+            models.Index(
+                fields=["start_by"], name="pgwerk_start_by", condition=Q(status="READY", start_by__isnull=False)
+            ),
             models.Index(fields=["schedule"], name="pgwerk_open", condition=Q(status__in=["READY", "RUNNING"])),
             models.Index(fields=["worker"], name="pgwerk_running", condition=Q(status="RUNNING")),
             models.Index(fields=["expires_at"], name="pgwerk_expiry", condition=Q(expires_at__isnull=False)),
@@ -650,10 +669,11 @@ class QueueQuerySet(models.QuerySet["Queue"]):
             cursor.execute(
                 """
                 WITH RECURSIVE found (name) AS (
-                    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' ORDER BY queue LIMIT 1)
+                    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' ORDER BY queue LIMIT 1)
                     UNION ALL
                     SELECT (
-                        SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND queue > found.name ORDER BY queue LIMIT 1
+                        SELECT queue FROM _pgwerk_jobs
+                        WHERE status = 'READY' AND target = 'worker' AND queue > found.name ORDER BY queue LIMIT 1
                     ) FROM found WHERE found.name IS NOT NULL
                 )
                 INSERT INTO _pgwerk_queues (name)
@@ -665,7 +685,9 @@ class QueueQuerySet(models.QuerySet["Queue"]):
 
     def with_load(self) -> Self:
         """Each with `waiting` (jobs that could run now, counted to `MOST_COUNTED`), `running` and `oldest` (its `run_at`)."""
-        waits = "queue = _pgwerk_queues.name AND status = 'READY' AND run_at <= statement_timestamp()"
+        waits = (
+            "queue = _pgwerk_queues.name AND status = 'READY' AND target = 'worker' AND run_at <= statement_timestamp()"
+        )
         return self.annotate(
             waiting=RawSQL(  # noqa: S611  no parameters of people's
                 f"(SELECT count(*) FROM (SELECT FROM _pgwerk_jobs WHERE {waits} LIMIT %s) AS counted)",  # noqa: S608

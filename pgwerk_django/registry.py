@@ -34,6 +34,7 @@ def path_of(func: object) -> str:
     path = getattr(func, "module_path", None)
     if isinstance(path, str):
         return path
+    func = getattr(func, "_get_current_object", lambda: func)()  # a Celery task may hide behind a proxy
     module, qualname = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
     if qualname is None and callable(getattr(func, "run", None)):  # a Celery task goes by its function's name
         qualname = getattr(func, "__name__", None)
@@ -94,7 +95,17 @@ def queue(value: object, option: str) -> str:
 
 
 def _target(value: object, option: str) -> str:
-    return "worker" if value is None else text(value, option, longest=50)
+    """None: what stands at the function's path decides."""
+    return "" if value is None else text(value, option, longest=50)
+
+
+UNTIL_NEXT = 0  # `start_within`: until the schedule's next due time
+
+
+def _start_within(value: object, option: str) -> int | None:
+    if value is None or value == "next":
+        return None if value is None else UNTIL_NEXT
+    return duration(value, option)
 
 
 def _description(value: object, option: str) -> str:
@@ -245,6 +256,7 @@ class Options(TypedDict, total=False):
     _timeout: int | dt.timedelta | None
     _result_ttl: int | dt.timedelta | None
     _failure_ttl: int | dt.timedelta | None
+    _start_within: int | dt.timedelta | str | None
     _meta: Mapping[str, Any] | None
     _timezone: str | dt.tzinfo | None
     _priority: int | None
@@ -272,6 +284,7 @@ _OPTIONS: dict[str, Callable[[object, str], Any]] = {
     "_timeout": timeout,
     "_result_ttl": ttl,
     "_failure_ttl": ttl,
+    "_start_within": _start_within,
     "_meta": json_dict,
     "_timezone": _timezone,
     "_priority": priority,
@@ -336,7 +349,7 @@ class Definition:
     args: list[Any] = dataclasses.field(default_factory=list)
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     queue: str = "default"
-    target: str = "worker"
+    target: str = ""  # "": what stands at the function's path decides
     timezone: str = "UTC"
     starts_at: dt.datetime | None = None
     ends_at: dt.datetime | None = None
@@ -351,13 +364,16 @@ class Definition:
     timeout: int | None = None
     result_ttl: int | None = None
     failure_ttl: int | None = None
+    start_within: int | None = None
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     description: str = ""
     func: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def columns(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "func"}
+        """What the table holds. Where nothing has decided on a target yet (`targets.resolved` does), it is our worker."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "func"}
+        return {**values, "target": self.target or "worker"}
 
 
 def define(func: Any, options: Mapping[str, object], *, once: bool = False) -> Definition:

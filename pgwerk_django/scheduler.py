@@ -238,17 +238,19 @@ class Scheduler:
             changes.setdefault("cron", "")
         with atomic(self.using):
             row = self._named(name, self._schedules.select_for_update(no_key=True)).get()
+            if changes.get("target") == "":
+                changes["target"] = targets.resolved(declared.Definition(**{**row.definition, **changes})).target
             wanted = {**row.definition, **changes}
             declared.check_recurrence(wanted, once=not row.cron and row.interval is None)
-            _check_payload(row.function, wanted)
+            _check_payload(row.function, declared.Definition(**wanted))
             row.redefine(changes, now=database_now(self.using))
         return row
 
     def _schedule(
         self, func: Any, options: Mapping[str, Any], *, first: Callable[[dt.datetime], dt.datetime] | None = None
     ) -> Schedule:
-        definition = declared.define(func, options, once=first is not None)
-        _check_payload(func, definition.columns)
+        definition = targets.resolved(declared.define(func, options, once=first is not None))
+        _check_payload(func, definition)
         with atomic(self.using):
             now = database_now(self.using)
             first_due_at = first(now) if first else None
@@ -369,15 +371,16 @@ def _split(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in kwargs.items() if key.startswith("_")}, "kwargs": own}
 
 
-def _check_payload(func: Any, columns: Mapping[str, Any]) -> None:
-    """Refuse a target that does not exist, and arguments that do not fit a function that can be imported here."""
-    targets.get(columns["target"])
+def _check_payload(func: Any, definition: declared.Definition) -> None:
+    """Refuse what the target cannot do, and arguments that do not fit a function that can be imported here."""
+    for problem in targets.get(definition.target).demand_problems(definition):
+        raise ValueError(problem)
     if isinstance(func, str):
         try:
             func = load(func)
         except FunctionNotFound:  # it need not be here, but where it runs
             return
-    declared.check_arguments(func, columns["args"], columns["kwargs"])
+    declared.check_arguments(func, definition.args, definition.kwargs)
 
 
 def _check_first(first: dt.datetime | None, definition: declared.Definition) -> None:

@@ -10,7 +10,7 @@ from django.db import OperationalError, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from pgwerk_django import signals
+from pgwerk_django import signals, targets
 from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
 from pgwerk_django.registry import Definition, Registry, differences
 
@@ -42,15 +42,24 @@ def check_on_unregistered(value: str) -> str:
 
 def difference(registry: Registry, *, on_unregistered: str, using: str) -> Difference:
     """What `synchronise` would do now. Writes nothing."""
-    rows = _rows(Schedule.objects.using(using).filter(name__in=_names(registry)))
+    return _difference(_resolved(registry), on_unregistered, using)
+
+
+def _resolved(registry: Registry) -> list[Definition]:
+    return [targets.resolved(definition) for definition in registry]
+
+
+def _difference(definitions: Sequence[Definition], on_unregistered: str, using: str) -> Difference:
+    names = [definition.name for definition in definitions]
+    rows = _rows(Schedule.objects.using(using).filter(name__in=names))
     return Difference(
-        inserted=[name for name in _names(registry) if name not in rows],
+        inserted=[name for name in names if name not in rows],
         updated={
             definition.name: {column: (getattr(row, column), value) for column, value in changes.items()}
-            for definition in registry
+            for definition in definitions
             if (row := rows.get(definition.name)) and (changes := _changes(row, definition))
         },
-        reconciled=list(_orphans(registry, on_unregistered, using).order_by("name").values_list("name", flat=True)),
+        reconciled=list(_orphans(names, on_unregistered, using).order_by("name").values_list("name", flat=True)),
     )
 
 
@@ -69,43 +78,45 @@ def synchronise(
     code's from then on. Waits for others' locks at most `lock_timeout` (None: as the database is set up). Plans from
     PostgreSQL's now (in tests, from `now`).
     """
+    definitions = _resolved(registry)
     for _ in range(MOST_DEADLOCKS):
         try:
-            return _synchronise(registry, on_unregistered, using, lock_timeout, now)
+            return _synchronise(definitions, on_unregistered, using, lock_timeout, now)
         except OperationalError as error:
             # With somebody's UPDATE of many rows in another order than ours; what we did was rolled back.
             if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
                 raise
-    return _synchronise(registry, on_unregistered, using, lock_timeout, now)
+    return _synchronise(definitions, on_unregistered, using, lock_timeout, now)
 
 
 def _synchronise(
-    registry: Registry, on_unregistered: str, using: str, lock_timeout: dt.timedelta | None, now: dt.datetime | None
+    definitions: Sequence[Definition],
+    on_unregistered: str,
+    using: str,
+    lock_timeout: dt.timedelta | None,
+    now: dt.datetime | None,
 ) -> Difference:
+    names = [definition.name for definition in definitions]
     with atomic(using):
         with transaction.get_connection(using).cursor() as cursor:
             if lock_timeout is not None:
                 milliseconds = str(lock_timeout // dt.timedelta(milliseconds=1))
                 cursor.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
             cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", ADVISORY_LOCK)
-        found = difference(registry, on_unregistered=on_unregistered, using=using)
+        found = _difference(definitions, on_unregistered, using)
         now = now or database_now(using)
         new = set(found.inserted)
-        _insert([d for d in registry if d.name in new], now=now, using=using)
-        _update([d for d in registry if d.name in found.updated], now=now, using=using)
-        _refresh(registry, using=using)
+        _insert([d for d in definitions if d.name in new], now=now, using=using)
+        _update([d for d in definitions if d.name in found.updated], now=now, using=using)
+        _refresh(names, using=using)
         if found.reconciled:
-            _reconcile(_orphans(registry, on_unregistered, using), on_unregistered)
+            _reconcile(_orphans(names, on_unregistered, using), on_unregistered)
             event = {"names": found.reconciled, "on_unregistered": on_unregistered}
             signals.send(signals.schedules_orphaned, using=using, **event)
         if found:
             changed = {"inserted": found.inserted, "updated": list(found.updated), "reconciled": found.reconciled}
             signals.send(signals.synced, using=using, **changed)
     return found
-
-
-def _names(registry: Registry) -> list[str]:
-    return [definition.name for definition in registry]
 
 
 def _rows(schedules: ScheduleQuerySet) -> dict[str, Schedule]:
@@ -142,18 +153,18 @@ def _update(definitions: Sequence[Definition], *, now: dt.datetime, using: str) 
             row.redefine(_changes(row, definition), now=now)
 
 
-def _refresh(registry: Registry, *, using: str) -> None:
+def _refresh(names: Sequence[str], *, using: str) -> None:
     """Note that code still declares these, at most once a minute: many hosts starting at once write it once."""
     stale = Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - REFRESH)
-    rows = Schedule.objects.using(using).filter(stale, name__in=_names(registry), origin=Origin.CODE)
+    rows = Schedule.objects.using(using).filter(stale, name__in=names, origin=Origin.CODE)
     # A row that a tick holds just now is noted next time.
     pks = rows.order_by("name").select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
     rows.filter(pk__in=list(pks)).update(last_registered_at=Now())
 
 
-def _orphans(registry: Registry, on_unregistered: str, using: str) -> ScheduleQuerySet:
+def _orphans(names: Sequence[str], on_unregistered: str, using: str) -> ScheduleQuerySet:
     """Rows that came from code, that this process does not declare, and that are yet to be dealt with."""
-    orphans = Schedule.objects.using(using).filter(origin=Origin.CODE).exclude(name__in=_names(registry))
+    orphans = Schedule.objects.using(using).filter(origin=Origin.CODE).exclude(name__in=names)
     if on_unregistered == "keep":
         return orphans.none()
     return orphans if on_unregistered == "delete" else orphans.filter(paused=False)

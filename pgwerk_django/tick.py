@@ -160,17 +160,20 @@ WITH plan AS MATERIALIZED (
     ) AS plan (schedule_id, next_run_at, newest, recurs, triggered, error)
 ), due AS MATERIALIZED (
     SELECT schedule_id, due_at, dropped_until, coalesce(kind, 'scheduled') AS kind, coalesce(nth, 1) AS nth,
+        plan.recurs, plan.next_run_at AS following,
         to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS due_text,
         to_char(dropped_until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS dropped_text
     FROM unnest(
         %(due_pks)s::bigint[], %(due_ats)s::timestamptz[], %(dropped_untils)s::timestamptz[],
         %(kinds)s::text[], %(nths)s::integer[]
     ) AS due (schedule_id, due_at, dropped_until, kind, nth)
+    JOIN plan USING (schedule_id)
 ), wanted AS MATERIALIZED (
     -- Not `s.*`: these rows are stored in between, and what is not used of a schedule is half of it.
     SELECT
         s.id, s.name, s.function, s.target, s.queue, s.priority, s.args, s.kwargs, s.meta, s.max_attempts, s.backoff,
-        s.timeout, s.result_ttl, s.failure_ttl, s.jitter, s.triggered_by,
+        s.timeout, s.result_ttl, s.failure_ttl, s.jitter, s.triggered_by, s.start_within,
+        CASE WHEN due.recurs THEN due.following WHEN NOT s.paused THEN s.next_run_at END AS next_due_at,
         due.due_at, due.dropped_until, due.kind, due.due_text, due.dropped_text,
         -- What is late starts from now: after an outage it is to be spread, too.
         CASE WHEN due.due_at >= %(now)s - s.misfire_grace * interval '1 second' THEN due.due_at ELSE %(now)s END
@@ -194,36 +197,40 @@ WITH plan AS MATERIALIZED (
         SELECT j.id, j.status FROM _pgwerk_jobs j
         WHERE j.schedule_id = s.id AND j.status IN ('READY', 'RUNNING')
             AND (j.status = 'READY' OR s.overlap = 'SKIP')
+            AND (j.status = 'RUNNING' OR j.start_by IS NULL OR j.start_by > %(now)s)
         ORDER BY j.status LIMIT 1
     ) earlier ON s.overlap <> 'ALLOW' AND due.kind = 'scheduled' AND due.dropped_until IS NULL
     -- The sort comes to an end before the first insert. Else a table of jobs that was vacuumed when it was empty is
     -- scanned for each row of `due`, and grows meanwhile.
     ORDER BY due.due_at
+), timed AS (
+    SELECT *, CASE
+        WHEN skip_reason = '' AND jitter > 0 AND kind = 'scheduled' THEN
+            -- md5, since PostgreSQL's own hash functions may change from version to version
+            greatest(%(now)s, jitter_from + (
+                ('x' || substr(md5(key), 1, 8))::bit(32)::bigint %% (jitter::bigint + 1)
+            ) * interval '1 second')
+        ELSE %(now)s END AS run_at
+    FROM wanted
 ), inserted AS (
     INSERT INTO _pgwerk_jobs (
         key, schedule_id, schedule_name, due_at, kind, function, target, queue, priority, args, kwargs, meta,
-        status, reason, max_attempts, backoff, timeout, result_ttl, failure_ttl, enqueued_at, run_at, result,
+        status, reason, max_attempts, backoff, timeout, result_ttl, failure_ttl, enqueued_at, run_at, start_by, result,
         finished_at, expires_at
     )
     SELECT
         key, id, name, due_at, kind, function, target, queue, priority, args, kwargs, meta,
         CASE skip_reason WHEN '' THEN 'READY' ELSE 'SKIPPED' END,
         CASE WHEN kind = 'trigger' AND triggered_by <> '' THEN 'triggered by ' || triggered_by ELSE skip_reason END,
-        max_attempts, backoff, timeout, result_ttl, failure_ttl, %(now)s,
-        CASE
-            WHEN skip_reason = '' AND jitter > 0 AND kind = 'scheduled' THEN
-                -- md5, since PostgreSQL's own hash functions may change from version to version
-                greatest(%(now)s, jitter_from + (
-                    ('x' || substr(md5(key), 1, 8))::bit(32)::bigint %% (jitter::bigint + 1)
-                ) * interval '1 second')
-            ELSE %(now)s
-        END,
+        max_attempts, backoff, timeout, result_ttl, failure_ttl, %(now)s, run_at,
+        CASE WHEN skip_reason = '' THEN CASE WHEN start_within = 0 THEN next_due_at
+            ELSE run_at + start_within * interval '1 second' END END,
         CASE WHEN dropped_until IS NOT NULL THEN
             jsonb_build_object('first_due_at', due_text, 'last_due_at', dropped_text) END,
         CASE WHEN skip_reason <> '' THEN %(now)s END,
         CASE WHEN skip_reason <> '' THEN
             %(now)s + coalesce(result_ttl, %(result_ttl)s) * interval '1 second' END
-    FROM wanted
+    FROM timed
     ON CONFLICT (key) DO NOTHING
     RETURNING key, schedule_id, kind, status
 ), advanced AS (

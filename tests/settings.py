@@ -3,7 +3,9 @@
 import atexit
 import os
 import shutil
+import socket
 import tempfile
+from importlib.util import find_spec
 
 import environ
 
@@ -17,6 +19,12 @@ if not os.environ.get("DATABASE_URL"):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.stop)
 
+if "PGWERK_TEST_REDIS_PORT" not in os.environ:
+    # Nothing listens there until the fixture `redis` starts a server; the processes that tests start know the port, too.
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        os.environ["PGWERK_TEST_REDIS_PORT"] = str(taken.getsockname()[1])
+REDIS_URL = f"redis://127.0.0.1:{os.environ['PGWERK_TEST_REDIS_PORT']}"
+
 DATABASES = {"default": environ.Env().db("DATABASE_URL")}
 DATABASES["default"]["TEST"] = {"NAME": f"test_pgwerk_{os.getpid()}"}  # two runs at once do not collide
 INSTALLED_APPS = [
@@ -27,6 +35,9 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.staticfiles",
     "pgwerk_django",
+    "django_tasks_db",
+    "django_rq",
+    *([] if find_spec("django.tasks") else ["django_tasks"]),  # Django 6 has it built in
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -53,8 +64,17 @@ SECRET_KEY = "tests"
 USE_TZ = True
 TIME_ZONE = "Europe/Paris"
 ALLOWED_HOSTS = ["*"]
+IMMEDIATE = f"{'django.tasks' if find_spec('django.tasks') else 'django_tasks'}.backends.immediate.ImmediateBackend"
+TASKS = {
+    "default": {"BACKEND": IMMEDIATE, "QUEUES": []},
+    "dummy": {"BACKEND": IMMEDIATE.replace("immediate.Immediate", "dummy.Dummy"), "QUEUES": []},
+    "database": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []},
+    "rq": {"BACKEND": "django_tasks_rq.RQBackend", "QUEUES": ["default", "other"]},
+}
+RQ_QUEUES = {queue: {"URL": f"{REDIS_URL}/1"} for queue in ("default", "other")}
 PGWERK = {
     "AUTODISCOVER": (),
+    "LEASE": float(os.environ.get("PGWERK_LEASE", "60")),
     # For the processes that tests start.
     "POLL_INTERVAL": float(os.environ.get("PGWERK_POLL", "1")),
     "LISTEN": os.environ.get("PGWERK_LISTEN"),

@@ -278,9 +278,9 @@ def test_what_could_never_run_is_refused(scheduler: Scheduler) -> None:
         scheduler.update(row.name, kwargs={"nope": 1})
     with pytest.raises(TypeError, match="must fit"):
         scheduler.interval(60, "tests.functions.add", _name="by path")
-    with pytest.raises(ValueError, match="_target must be one of worker, got 'pigeon'"):
+    with pytest.raises(ValueError, match=r"_target must be one of worker, .*, got 'pigeon'"):
         scheduler.update(row.name, target="pigeon")
-    with pytest.raises(ValueError, match="_target must be one of worker, got 'pigeon'"):
+    with pytest.raises(ValueError, match=r"_target must be one of worker, .*, got 'pigeon'"):
         scheduler.interval(60, functions.noop, _target="pigeon")
     with pytest.raises(ValueError, match="exactly one of cron and interval must be given, got neither"):
         scheduler.update(row.name, interval=None)

@@ -1,7 +1,7 @@
 """Why didn't it run? Each reason there can be, looked at in turn."""
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from django.db import transaction
@@ -42,7 +42,7 @@ class Surroundings(NamedTuple):
                 """
                 SELECT count(*), min(run_at) FROM (
                     SELECT run_at FROM _pgwerk_jobs
-                    WHERE status = 'READY' AND queue = %s AND run_at <= statement_timestamp() LIMIT %s
+                    WHERE status = 'READY' AND target = 'worker' AND queue = %s AND run_at <= statement_timestamp() LIMIT %s
                 ) AS waiting
                 """,
                 [row.queue, MOST_COUNTED],
@@ -79,9 +79,16 @@ def _of_the_row(row: Any) -> Iterator[Finding]:
         yield Finding("bad", gettext("It has had its %(n)d runs.") % {"n": row.max_runs})
     elif row.next_run_at is None and not row.error:
         yield Finding("bad", gettext("It has ended: no due time follows."))
-    if is_admitted(row.function) and row.target in targets.TARGETS:
-        for problem in targets.get(row.target).problems(row.function):
+    if is_admitted(row.function):
+        for problem in _of_the_target(row):
             yield Finding("bad", problem)
+
+
+def _of_the_target(row: Any) -> Iterable[str]:
+    try:
+        return targets.get(row.target).problems(row)
+    except ValueError as error:
+        return [str(error)]
 
 
 def _of_schedulers(row: Any, around: Surroundings) -> Iterator[Finding]:

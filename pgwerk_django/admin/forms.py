@@ -125,14 +125,18 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
             "backoff": _(
                 "Seconds before another attempt: one number, or a JSON list with one for each. Empty: doubling."
             ),
+            "target": _(
+                "Who runs it; empty: a Django Task goes to its backend, a Celery task to Celery, the rest to the worker."
+            ),
             "timeout": _("Seconds; empty: none."),
+            "start_within": _("Seconds; what has not started by then is skipped. 0: until its next due time."),
             "result_ttl": _("Seconds for which a finished job is kept; empty: the setting RESULT_TTL."),
             "failure_ttl": _("Seconds for which a failed job is kept; empty: the setting FAILURE_TTL."),
         }
         labels: ClassVar = {"next_run_at": _("First run")}
 
     # Where these differ, the function has to be looked at again.
-    CALL = frozenset({"function", "target", "args", "kwargs"})
+    CALL = frozenset({"function", "target", "args", "kwargs", *targets.DEMANDS, "overlap"})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -142,6 +146,9 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
             if isinstance(field.widget, forms.MultiWidget):  # Django's label is for neither of the two inputs
                 for widget, part in zip(field.widget.widgets, (_("date"), _("time")), strict=True):
                     widget.attrs["aria-label"] = f"{field.label}: {part}"
+        if target := self.fields.get("target"):
+            target.required = False
+            target.initial = self.initial["target"] = self.instance.target if self.instance.pk else ""
         # What is secret goes out as stars, and stars that come back mean what they stood for.
         row = self.instance
         self._secret = {"args": row.args, "kwargs": row.kwargs, "meta": row.meta} if row.pk else {}
@@ -177,7 +184,7 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
         if column == "function":
             registry.import_path(value)
         else:
-            given = None if column == "cron" and not value else value
+            given = None if column in ("cron", "target") and not value else value
             self.cleaned_data.update(registry.read_options({column: given}))
 
     def _check_name(self) -> None:
@@ -212,14 +219,23 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
             return
         if not is_admitted(function):
             self.add_error("function", _not_admitted(function))
-        elif target is not None and self._report("target", targets.get, target):
-            problems = list(targets.get(target).problems(function))
+        elif target is not None and self._report("target", self._check_target, function, target):
+            problems = list(targets.get(self.cleaned_data["target"]).function_problems(function))
             if problems:
                 self.add_error("function", [ValidationError(problem) for problem in problems])
             elif self._report("function", _check_own_path, function) and not {"args", "kwargs"} & self.errors.keys():
                 # What does not fit is told with its values: of secrets only the names count here.
                 got = masked_args(function, self.cleaned_data["args"]), masked(self.cleaned_data["kwargs"])
                 self._report("args", registry.check_arguments, import_string(function), *got)
+
+    def _check_target(self, function: str, target: str) -> None:
+        """It exists, or follows from the function; and it can do what is asked for."""
+        known = {column: value for column, value in self.cleaned_data.items() if column in Schedule.DEFINITION}
+        definition = registry.Definition(**{"name": "", **known, "function": function, "target": target})
+        self.cleaned_data["target"] = self.instance.target = targets.resolved(definition).target
+        problems = list(targets.get(self.cleaned_data["target"]).demand_problems(definition))
+        if problems:
+            raise ValueError(" ".join(problems))
 
 
 def _not_admitted(function: str) -> ValidationError:

@@ -146,7 +146,7 @@ class JobAdmin(ActingPage, ReadOnlyPage):
         )}),
         (_("What"), {"fields": ("function", "shown_args", "shown_kwargs", "shown_meta", "queue", "target", "priority")}),
         (_("When"), {"fields": (
-            "shown_enqueued", "shown_run_at", "shown_started", "shown_finished", "shown_duration", "shown_lateness",
+            "shown_enqueued", "shown_run_at", "shown_start_by", "shown_started", "shown_finished", "shown_duration", "shown_lateness",
             "shown_expires",
         )}),
         (_("Running"), {"fields": (
@@ -159,6 +159,7 @@ class JobAdmin(ActingPage, ReadOnlyPage):
     shown_finished = column(Job, "finished_at", moment)
     shown_enqueued = column(Job, "enqueued_at", moment)
     shown_run_at = column(Job, "run_at", moment)
+    shown_start_by = column(Job, "start_by", moment)
     shown_expires = column(Job, "expires_at", moment)
     shown_lease = column(Job, "lease_until", moment)
     shown_cancel_requested = column(Job, "cancel_requested_at", moment)

@@ -246,16 +246,16 @@ class QueueState(NamedTuple):
 # From name to name by the claim index; of each queue no more is counted than anybody reads.
 _QUEUES = f"""
 WITH RECURSIVE found (name) AS (
-    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' ORDER BY queue LIMIT 1)
+    (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' ORDER BY queue LIMIT 1)
     UNION ALL
     SELECT (
-        SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND queue > found.name ORDER BY queue LIMIT 1
+        SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND queue > found.name ORDER BY queue LIMIT 1
     ) FROM found WHERE found.name IS NOT NULL
 )
 SELECT name, 'READY', waiting.now, waiting.later, waiting.oldest FROM found, LATERAL (
     SELECT count(*) FILTER (WHERE run_at <= statement_timestamp()) AS now,
         count(*) FILTER (WHERE run_at > statement_timestamp()) AS later, min(run_at) AS oldest
-    FROM (SELECT run_at FROM _pgwerk_jobs WHERE status = 'READY' AND queue = found.name LIMIT {MOST_WAITING}) AS counted
+    FROM (SELECT run_at FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND queue = found.name LIMIT {MOST_WAITING}) AS counted
 ) AS waiting WHERE name IS NOT NULL
 UNION ALL
 SELECT queue, 'RUNNING', count(*), 0, NULL FROM _pgwerk_jobs WHERE status = 'RUNNING' GROUP BY queue

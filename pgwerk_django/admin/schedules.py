@@ -180,7 +180,17 @@ FIELDSETS: tuple[tuple[Any, dict[str, Any]], ...] = (
     (
         _("Running"),
         {
-            "fields": ("target", "priority", "timeout", "max_attempts", "backoff", "result_ttl", "failure_ttl", "meta"),
+            "fields": (
+                "target",
+                "priority",
+                "timeout",
+                "max_attempts",
+                "backoff",
+                "start_within",
+                "result_ttl",
+                "failure_ttl",
+                "meta",
+            ),
             "classes": ("collapse",),
         },
     ),

@@ -57,7 +57,7 @@ END $$;
 CREATE TRIGGER pgwerk_replan BEFORE INSERT OR UPDATE OF
     name, function, target, queue, args, kwargs, cron, interval, timezone, anchor_at, starts_at, ends_at, max_runs,
     jitter, priority, overlap, misfire, misfire_grace, max_attempts, backoff, timeout, result_ttl, failure_ttl, meta,
-    paused
+    start_within, paused
 ON _pgwerk_schedules FOR EACH ROW EXECUTE FUNCTION _pgwerk_replan();
 
 CREATE FUNCTION _pgwerk_planned_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -101,7 +101,7 @@ CREATE FUNCTION _pgwerk_wake_workers() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('pgwerk.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('pgwerk_jobs', queue)
-        FROM (SELECT DISTINCT queue FROM inserted WHERE status = 'READY') AS queues;
+        FROM (SELECT DISTINCT queue FROM inserted WHERE status = 'READY' AND target = 'worker') AS queues;
     END IF;
     RETURN NULL;
 END $$;
@@ -374,6 +374,18 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "start_within",
+                    models.IntegerField(
+                        blank=True,
+                        null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(2147483647),
+                        ],
+                        verbose_name="start within",
+                    ),
+                ),
+                (
                     "meta",
                     models.JSONField(
                         blank=True, db_default=models.Value({}, models.JSONField()), default=dict, verbose_name="meta"
@@ -616,6 +628,7 @@ class Migration(migrations.Migration):
                     "run_at",
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), verbose_name="run at"),
                 ),
+                ("start_by", models.DateTimeField(blank=True, null=True, verbose_name="start by")),
                 ("started_at", models.DateTimeField(blank=True, null=True, verbose_name="started at")),
                 ("finished_at", models.DateTimeField(blank=True, null=True, verbose_name="finished at")),
                 ("lease_until", models.DateTimeField(blank=True, null=True, verbose_name="lease until")),
@@ -630,6 +643,7 @@ class Migration(migrations.Migration):
                 ),
                 ("result", models.JSONField(blank=True, null=True, verbose_name="result")),
                 ("error", models.TextField(blank=True, db_default="", default="", verbose_name="error")),
+                ("exception", models.TextField(blank=True, db_default="", default="", verbose_name="exception")),
                 (
                     "errors",
                     models.JSONField(
@@ -682,9 +696,19 @@ class Migration(migrations.Migration):
                 "permissions": [("retry_job", "Can retry jobs"), ("cancel_job", "Can cancel jobs")],
                 "indexes": [
                     models.Index(
-                        condition=models.Q(("status", "READY")),
+                        condition=models.Q(("status", "READY"), ("target", "worker")),
                         fields=["queue", "-priority", "run_at"],
                         name="pgwerk_claim",
+                    ),
+                    models.Index(
+                        condition=models.Q(("status", "READY"), models.Q(("target", "worker"), _negated=True)),
+                        fields=["target", "run_at"],
+                        name="pgwerk_outbox",
+                    ),
+                    models.Index(
+                        condition=models.Q(("start_by__isnull", False), ("status", "READY")),
+                        fields=["start_by"],
+                        name="pgwerk_start_by",
                     ),
                     models.Index(
                         condition=models.Q(("status__in", ["READY", "RUNNING"])),
@@ -715,6 +739,13 @@ class Migration(migrations.Migration):
                             ),
                             (
                                 "run_at__range",
+                                (
+                                    datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                    datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),
+                                ),
+                            ),
+                            (
+                                "start_by__range",
                                 (
                                     datetime.datetime(1900, 1, 1, 0, 0, tzinfo=datetime.UTC),
                                     datetime.datetime(9000, 1, 1, 0, 0, tzinfo=datetime.UTC),

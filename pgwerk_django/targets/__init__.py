@@ -1,16 +1,61 @@
 """Who runs a job. A schedule decides when; its target decides who.
 
-A target is a small class; `get(name)` finds it, and `manage.py check` asks it what it cannot do.
+What stands at a function's path decides its target: a Django Task goes to its backend, a Celery task to Celery, anything
+else to our own worker; a schedule may say otherwise. `get(name)` finds a target, and `manage.py check` asks it what it
+cannot do.
 """
 
-from pgwerk_django.targets.base import Target
+import dataclasses
+from typing import Any
+
+from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.registry import Definition
+from pgwerk_django.targets.base import DEMANDS, ForeignTarget, Target, found_at
+from pgwerk_django.targets.celery import CeleryTarget
+from pgwerk_django.targets.django_tasks import DjangoTasksTarget
+from pgwerk_django.targets.pgwerk import PgwerkTarget
 from pgwerk_django.targets.worker import WorkerTarget
 
-TARGETS: dict[str, Target] = {target.name: target for target in (WorkerTarget(),)}
+__all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "get", "resolved", "target_of"]
+
+WORKER = WorkerTarget()
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (WORKER, DjangoTasksTarget(), CeleryTarget(), PgwerkTarget())
+}
 
 
 def get(name: str) -> Target:
     """Raises `ValueError` for a target that this version does not have."""
+    kind, _colon, detail = name.partition(":")
+    if kind == DjangoTasksTarget.name and detail:
+        return DjangoTasksTarget(detail)
     if name not in TARGETS:
         raise ValueError(f"_target must be one of {', '.join(TARGETS)}, got {name!r:.80}")
     return TARGETS[name]
+
+
+def target_of(found: Any) -> Target:
+    """The target that an object goes to without being told."""
+    return next((target for target in TARGETS.values() if target.accepts(found)), WORKER)
+
+
+def resolved(definition: Definition) -> Definition:
+    """The definition with a target, and with what its object says and it does not itself.
+
+    Asked of what stands at the path in the end, so it does not matter which decorator came first.
+    """
+    try:
+        found = found_at(definition.function)
+    except FunctionNotFound:  # it need not be here, but where it runs
+        found = definition.func
+    named = definition.target
+    if named and named.partition(":")[0] not in TARGETS:
+        return definition  # which the checks and the API refuse
+    target = get(named) if named else target_of(found)
+    said: dict[str, Any] = {}
+    if target.accepts(found):
+        variant = definition.func if target.accepts(definition.func) else found
+        said = target.says(found, variant)
+    usual = {each.name: each.default for each in dataclasses.fields(Definition)}
+    changes = {column: value for column, value in said.items() if getattr(definition, column) == usual[column]}
+    return dataclasses.replace(definition, **{"target": target.name, **changes})

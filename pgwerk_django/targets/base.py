@@ -1,15 +1,90 @@
-"""The seam: what a target is."""
+"""The seam: what a target is, and what it must be able to do."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from django.utils.module_loading import import_string
+
+from pgwerk_django.cron import shown
+from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.models import Job
+from pgwerk_django.policies import Overlap
+
+# What a schedule may ask of whoever runs its jobs: the column, what is in it when it does not ask, what it asks for.
+DEMANDS: Mapping[str, tuple[object, str]] = {
+    "priority": (0, "put one job before another"),
+    "timeout": (None, "stop a job that runs too long"),
+    "max_attempts": (1, "try a job again"),
+    "backoff": (None, "wait between attempts"),
+    "start_within": (None, "leave out a job that does not start in time"),
+}
+EVERYTHING = frozenset(DEMANDS)
 
 
 class Target(ABC):
     """One kind of engine that runs jobs."""
 
-    name: ClassVar[str]
+    name: str
+    honours: ClassVar[frozenset[str]]  # of `DEMANDS`; a schedule that asks for another is refused by `manage.py check`
+    tells_the_end: ClassVar[bool]  # whether we learn when a job has ended
+
+    def accepts(self, found: Any) -> bool:
+        """Whether what stands at a function's path is of its own kind, and so comes here without being told."""
+        return False
+
+    def says(self, found: Any, variant: Any) -> dict[str, Any]:
+        """Columns that such an object decides by itself; `variant` is the one that was scheduled, if it is another."""
+        return {}
 
     @abstractmethod
-    def problems(self, function: str) -> Iterator[str]:
-        """A sentence for each reason why the function at this dotted path cannot run here."""
+    def function_problems(self, function: str) -> Iterator[str]:
+        """A sentence for each reason why what this dotted path leads to cannot run here."""
+
+    def problems(self, row: Any) -> Iterator[str]:
+        """A sentence for each reason why this schedule (or `Definition`) cannot be run here as it asks."""
+        yield from self.function_problems(row.function)
+        yield from self.demand_problems(row)
+
+    def demand_problems(self, row: Any) -> Iterator[str]:
+        """Those that can be told without the function."""
+        for column, (usual, words) in DEMANDS.items():
+            value = getattr(row, column)
+            if value != usual and column not in self.honours:
+                yield f"_{column} must not be given: the target {self.name!r} cannot {words}, got {shown(value)}"
+        if row.overlap == Overlap.SKIP and not self.tells_the_end:
+            yield (
+                f"_overlap must be BUFFER_ONE or ALLOW: the target {self.name!r} does not tell when a job has ended,"
+                f" got {row.overlap!r}"
+            )
+
+
+class ForeignTarget(Target):
+    """An engine that jobs are handed over to. From then on they are its own."""
+
+    tells_the_end = False
+
+    def writes_to(self, job: Job) -> str | None:
+        """The alias of the Django database that `send` writes to; None where it writes elsewhere.
+
+        What is written to our own is committed together with our record of it, so the job is there exactly once.
+        """
+        return None
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Callable[[Job], str]]:
+        """`send`, for as long as there is something to send."""
+        yield self.send
+
+    @abstractmethod
+    def send(self, job: Job) -> str:
+        """Hand a job over: the id that it has there. Raises what there is to raise; it is tried again later."""
+
+
+def found_at(path: str) -> Any:
+    """What stands at a dotted path. Raises `FunctionNotFound`."""
+    try:
+        return import_string(path)
+    except Exception as error:
+        raise FunctionNotFound(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,20 +1,27 @@
-"""Our own worker: plain and async functions, called in its child processes."""
+"""Our own worker: plain and async functions, called in its child processes, and Django Tasks of our own backend."""
 
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from django.utils.module_loading import import_string
-
 from pgwerk_django.exceptions import FunctionNotFound
 from pgwerk_django.registry import body_of
-from pgwerk_django.targets.base import Target
+from pgwerk_django.targets import django_tasks
+from pgwerk_django.targets.base import EVERYTHING, Target, found_at
 
 
 class WorkerTarget(Target):
     name = "worker"
+    honours = EVERYTHING
+    tells_the_end = True
 
-    def problems(self, function: str) -> Iterator[str]:
+    def accepts(self, found: Any) -> bool:
+        return django_tasks.is_ours(found)
+
+    def says(self, found: Any, variant: Any) -> dict[str, Any]:
+        return django_tasks.columns_of(variant)
+
+    def function_problems(self, function: str) -> Iterator[str]:
         try:
             func = load(function)
         except FunctionNotFound as error:
@@ -22,16 +29,17 @@ class WorkerTarget(Target):
             return
         if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
             yield f"{function!r} is a generator: the target 'worker' calls a function once and keeps what it returns"
-        if getattr(import_string(function), "takes_context", False):
-            yield f"{function!r} takes a task's context, which the target 'worker' does not pass"
+        found = found_at(function)
+        if getattr(found, "takes_context", False) and not django_tasks.is_ours(found):
+            yield (
+                f"{function!r} takes a task's context, which the target 'worker' passes only to tasks of its own backend,"
+                f" got the backend {found.backend!r}"
+            )
 
 
 def load(path: str) -> Callable[..., Any]:
     """The function at a dotted path (of a Django Task, the one inside). Raises `FunctionNotFound`."""
-    try:
-        found = import_string(path)
-    except Exception as error:
-        raise FunctionNotFound(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = found_at(path)
     func = found if callable(found) else body_of(found)
     if not callable(func):
         raise FunctionNotFound(f"{path!r} is not a function, but {type(found).__name__}")
