@@ -18,6 +18,10 @@ class PgwerkConfig(AppConfig):
         # With settings that cannot be read, `manage.py check` (and each of our commands) says what is wrong with them.
         if not conf.problems():
             self._autodiscover(conf.current().AUTODISCOVER)
+            if conf.current().CELERY_RESULTS:
+                from pgwerk_django.targets import celery
+
+                celery.listen_for_results()
 
     def _autodiscover(self, modules: tuple[str, ...]) -> None:
         """Import these modules of each installed app but our own. One that is there and fails to import fails loudly."""

@@ -98,7 +98,7 @@ async def arun(job: jobs.CurrentJob, func: Callable[..., Any], args: list[Any], 
                     return Outcome.success(await func(*args, **kwargs))
                 finally:
                     if context in SyncToAsync.context_to_thread_executor:  # it has such parts
-                        await sync_to_async(_leave_clean)()
+                        await sync_to_async(leave_clean)()
     except BaseException as error:  # noqa: BLE001
         return Outcome.failure(job.row, error)
 
@@ -112,12 +112,12 @@ def _django() -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(TransactionLeftOpen):  # the job's own error says more
-            _leave_clean()
+            leave_clean()
         raise
-    _leave_clean()
+    leave_clean()
 
 
-def _leave_clean() -> None:
+def leave_clean() -> None:
     """Raises `TransactionLeftOpen`, naming the databases, once what was left open is rolled back."""
     translation.deactivate()
     timezone.deactivate()

@@ -8,6 +8,7 @@ from pgwerk_django.models import Job, Process, Queue
 
 HOUSEKEEPING = dt.timedelta(minutes=1)
 EXPIRED_BATCH = 1000
+NOT_STARTED_BATCH = 1000
 
 
 def keep_house(*, using: str) -> int:
@@ -15,6 +16,7 @@ def keep_house(*, using: str) -> int:
     jobs = Job.objects.using(using).delete_expired(EXPIRED_BATCH)
     processes = Process.objects.using(using).delete_dead()
     recover_lost(using=using)
+    Job.objects.using(using).skip_not_started(NOT_STARTED_BATCH)
     Queue.objects.using(using).discover()
     if jobs or processes:
         signals.send(signals.housekept, using=using, jobs=jobs, processes=processes)

@@ -136,27 +136,51 @@ UNPAUSED: dict[str, Any] = {"paused": False, "paused_at": None, "paused_by": "",
 MAY_RUN = Q(paused=False) | Q(triggered_at__isnull=False)
 
 
+# From target to target by the index `pgwerk_outbox`. Literals lead any plan to it.
+WAITING_TARGETS = """
+ARRAY(
+    WITH RECURSIVE found (target) AS (
+        (SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' ORDER BY target LIMIT 1)
+        UNION ALL
+        SELECT (
+            SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' AND target > found.target
+            ORDER BY target LIMIT 1
+        ) FROM found WHERE found.target IS NOT NULL
+    )
+    SELECT target FROM found WHERE target IS NOT NULL AND EXISTS (
+        SELECT FROM _pgwerk_jobs job
+        WHERE status = 'READY' AND target <> 'worker' AND job.target = found.target
+            AND run_at <= statement_timestamp() AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+    )
+)
+"""
+
+
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def due(self, now: datetime | None = None) -> Self:
         """What is due by PostgreSQL's clock (in tests, at `now`). Filter by nothing else, or the index cannot lead to it."""
         return self.filter(MAY_RUN, LessThanOrEqual(due_at(), instant(now)))
 
     def next_due(self) -> tuple[datetime | None, datetime]:
-        """When the first that `claim` takes will be due (None: never), and PostgreSQL's now: one statement, led by the index."""
+        """When the first that `claim` takes will be due (None: never), and PostgreSQL's now."""
+        return self.look()[:2]
+
+    def look(self) -> tuple[datetime | None, datetime, list[str]]:
+        """`next_due`, and the targets for which jobs wait to be handed over: one statement, led by the indexes."""
         with transaction.get_connection(self.db).cursor() as cursor:
             cursor.execute(
-                """
+                f"""
                 SELECT (
                     SELECT least(next_run_at, triggered_at) FROM _pgwerk_schedules
                     WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
                         AND misfire = ANY(%s) AND overlap = ANY(%s)
                     ORDER BY least(next_run_at, triggered_at) LIMIT 1
-                ), statement_timestamp()
-                """,
+                ), statement_timestamp(), {WAITING_TARGETS}
+                """,  # noqa: S608  our own text
                 [Misfire.values, Overlap.values],
             )
-            next_due_at, now = cursor.fetchone()
-        return next_due_at, now
+            next_due_at, now, waiting = cursor.fetchone()
+        return next_due_at, now, waiting
 
     def retry_set_aside(self) -> int:
         """Plan anew what was set aside with an error: the reason may have been this host's time zone data, or old code."""
@@ -519,6 +543,36 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Not finished. The values are in the text: only so can any plan use `pgwerk_open`, which says the same."""
         still = RawSQL("(status IN ('READY', 'RUNNING'))", (), models.BooleanField())
         return self.filter(still)
+
+    def waiting_targets(self) -> list[str]:
+        """The targets other than our worker for which jobs wait."""
+        with transaction.get_connection(self.db).cursor() as cursor:
+            cursor.execute(f"SELECT {WAITING_TARGETS}")
+            targets: list[str] = cursor.fetchone()[0]
+        return targets
+
+    def skip_not_started(self, limit: int) -> int:
+        """Skip up to `limit` jobs that wait and were to start by now. None of them would be begun any more."""
+        with transaction.get_connection(self.db).cursor() as cursor:
+            cursor.execute(
+                """
+                UPDATE _pgwerk_jobs SET
+                    status = 'SKIPPED', lease_until = NULL, finished_at = statement_timestamp(),
+                    reason = 'it was to start by ' || to_char(start_by AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+                    expires_at = statement_timestamp() + coalesce(result_ttl, %s) * interval '1 second'
+                WHERE id IN (
+                    SELECT id FROM _pgwerk_jobs
+                    WHERE status = 'READY' AND start_by <= statement_timestamp()
+                        AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+                    ORDER BY start_by LIMIT %s FOR UPDATE SKIP LOCKED
+                ) RETURNING key
+                """,
+                [conf.current().RESULT_TTL, limit],
+            )
+            keys = [row[0] for row in cursor.fetchall()]
+        if keys:
+            signals.send(signals.jobs_not_started, using=self.db, jobs=keys)
+        return len(keys)
 
     def delete_expired(self, limit: int) -> int:
         """Delete up to `limit` finished jobs whose time to live is over, in a statement and a commit of their own."""

@@ -16,6 +16,7 @@ import pgwerk_django
 from pgwerk_django import conf, signals, targets
 from pgwerk_django import registry as declared
 from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.handover import HandOver, hand_over
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
 from pgwerk_django.models import (
@@ -49,6 +50,7 @@ class _Service:
         self._using = scheduler.using
         self._process = Process.here("scheduler", version=pgwerk_django.__version__)
         self._synced = False
+        self._hand_over = HandOver(str(self._process), using=self._using)
         self._time_to_beat = Every(HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._time_to_look_aside = Every(LOOK_ASIDE)
@@ -58,17 +60,19 @@ class _Service:
             return _held_by_another()
         if self._time_to_look_aside():
             self._look_aside()
-        next_due_at, now = Schedule.objects.using(self._using).next_due()  # the one statement of an idle pass
+        next_due_at, now, waiting = Schedule.objects.using(self._using).look()  # the one statement of an idle pass
         asked = time.monotonic()
         delay = self._until(next_due_at, now)
         if delay <= 0:
             delay = 0 if self._scheduler.tick(batch_size=self._batch_size) else _held_by_another()
         self._process.last_tick_at = now
+        self._hand_over.step(waiting)
         self._care()
         return max(delay - (time.monotonic() - asked), 0)
 
     def close(self) -> None:
         if self._synced:
+            self._hand_over.close()
             signals.send_now(signals.process_stopped, role="scheduler")
             self._process.end(using=self._using)
 
@@ -157,11 +161,12 @@ class Scheduler:
     # -- running
 
     def run_once(self, batch_size: int | None = None) -> None:
-        """Sync, tick until nothing is due (or `stop()`), and do the housekeeping: for sites that start it from cron."""
+        """Sync, tick until nothing is due (or `stop()`), hand over, keep house: for sites that start it from cron."""
         self._synchronise()
         self._schedules.retry_set_aside()
         while not self._stopped and self.tick(batch_size):
             pass
+        hand_over(str(Process.here("scheduler", version=pgwerk_django.__version__)), using=self.using)
         keep_house(using=self.using)
 
     def tick(self, batch_size: int | None = None) -> int:

@@ -38,6 +38,9 @@ job_cancelled = Signal()  # job, attempt, seconds: one that ran, and was stopped
 child_died = Signal()  # pid, how: a process that runs jobs, by itself; another takes its place
 lease_lost = Signal()  # job_id
 jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not finish
+jobs_forwarded = Signal()  # target, jobs: keys of what was handed over to it
+handover_failed = Signal()  # target, jobs: keys that wait, error: in one line, retry_in: seconds; told once a minute
+jobs_not_started = Signal()  # jobs: keys of what did not start in time, and is skipped
 jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanished
 housekept = Signal()  # jobs, processes: counts of rows deleted
 database_lost = Signal()  # error
@@ -68,6 +71,9 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     queues_resumed: ("queues_resumed", logging.INFO),
     lease_lost: ("lease_lost", logging.WARNING),
     jobs_handed_back: ("jobs_handed_back", logging.WARNING),
+    jobs_forwarded: ("jobs_forwarded", logging.INFO),
+    handover_failed: ("handover_failed", logging.WARNING),
+    jobs_not_started: ("jobs_not_started", logging.WARNING),
     jobs_recovered: ("jobs_recovered", logging.WARNING),
     housekept: ("housekept", logging.INFO),
     database_lost: ("database_lost", logging.ERROR),

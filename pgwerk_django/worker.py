@@ -17,9 +17,9 @@ from pgwerk_django.children import Child, Children, Held
 from pgwerk_django.claims import FIELDS, Claim, Claims, event_of, recover_lost
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
 from pgwerk_django.execution import Outcome
-from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
+from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Lost, listening
-from pgwerk_django.models import HEARTBEAT, Process, Status
+from pgwerk_django.models import HEARTBEAT, Job, Process, Status
 
 # Seconds. Under load outcomes are written, and jobs claimed, at most so often: more at once cost less each.
 LINGER = 0.005
@@ -194,6 +194,7 @@ class Worker:
             self._hand_back(children.take_back())
         if self._time_to_recover():
             recover_lost(using=self.using)
+            Job.objects.using(self.using).skip_not_started(NOT_STARTED_BATCH)
         if self._time_to_clean() and keep_house(using=self.using) == EXPIRED_BATCH:
             self._time_to_clean.again(CLEAN_MORE)
 

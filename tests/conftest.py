@@ -1,15 +1,21 @@
 """What every test may use: an empty registry, and a second session of the same database."""
 
+import contextlib
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import redis as redis_client
 from django.db import connection, connections
 
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +66,53 @@ def elsewhere(transactional_db: None, settings: Any) -> Iterator[str]:
     connections["elsewhere"].close()
     del connections["elsewhere"]
     del connections.databases["elsewhere"]
+
+
+class RedisServer:
+    """A Redis of this test run's own, on the port that the settings name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = int(os.environ["PGWERK_TEST_REDIS_PORT"])
+
+    def start(self) -> None:
+        if self._process is not None:
+            return
+        arguments = ["--port", str(self.port), "--save", "", "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        self._process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
+        wait_until(self._answers)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis_client.ConnectionError):
+            return bool(self.client(0).ping())
+        return False
+
+    def client(self, database: int) -> Any:
+        return redis_client.Redis(port=self.port, db=database)
+
+    def clear(self) -> None:
+        self.start()
+        self.client(0).flushall()
+
+
+@pytest.fixture(scope="session")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs Debian's redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis(_redis_server: RedisServer) -> RedisServer:
+    """It runs, and is empty."""
+    _redis_server.clear()
+    return _redis_server

@@ -7,12 +7,17 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from django.db.models.functions import Now
+
+from pgwerk_django import conf
 from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable
-from pgwerk_django.models import Job
+from pgwerk_django.models import Job, Status, expiry
+from pgwerk_django.registry import json_value
 from pgwerk_django.targets.base import ForeignTarget, found_at
 
 DEFAULT_QUEUE = "default"  # leaves it to Celery's own routes
 LONGEST_ID = 255  # bytes, in AMQP
+LONGEST_REPR = 10_000
 # One more connection, should the pool's have gone stale. What fails then is tried again by us.
 PUBLISH = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
 
@@ -71,6 +76,62 @@ class CeleryTarget(ForeignTarget):
         if not self.accepts(found):
             raise FunctionNotFound(f"{path!r} is not a Celery task, but {type(found).__name__}")
         return found
+
+
+# -- what became of them: said by Celery's workers, where `PGWERK["CELERY_RESULTS"]` is on
+
+
+def listen_for_results() -> None:
+    """In each process that runs tasks: write starts and ends on the jobs' rows. Without Celery there are none."""
+    try:
+        from celery import signals
+    except ImportError:
+        return
+    for signal, receiver in (
+        (signals.task_prerun, _started),
+        (signals.task_success, _succeeded),
+        (signals.task_failure, _failed),
+        (signals.task_revoked, _revoked),
+    ):
+        signal.connect(receiver, weak=False, dispatch_uid=f"pgwerk_django.{receiver.__name__}")
+
+
+def _started(task_id: str, task: Any, **event: Any) -> None:
+    _open(task_id).update(started_at=Now(), finished_at=None, worker_name=str(task.request.hostname or "")[:300])
+
+
+def _succeeded(sender: Any, result: Any, **event: Any) -> None:
+    try:
+        value = json_value(result, "the task's result")
+    except (TypeError, ValueError):  # any serializer of Celery's may carry what JSON does not
+        value = repr(result)[:LONGEST_REPR]
+    _end(sender.request.id, Status.SUCCESSFUL, result=value)
+
+
+def _failed(task_id: str, exception: BaseException, einfo: Any, **event: Any) -> None:
+    error = str(einfo).replace("\0", "\\0") if einfo else repr(exception)
+    path = f"{type(exception).__module__}.{type(exception).__qualname__}"
+    _end(task_id, Status.FAILED, error=error, exception=path)
+
+
+def _revoked(request: Any, expired: bool = False, **event: Any) -> None:
+    if expired:
+        _end(request.id, Status.SKIPPED, reason="it did not start in time")
+    else:
+        _end(request.id, Status.CANCELLED, reason="revoked in Celery")
+
+
+def _open(task_id: str) -> Any:
+    """The job, if it is not on record how it ended. Its worker may be faster than who marks that it was sent."""
+    jobs = Job.objects.using(conf.current().DATABASE)
+    return jobs.filter(key=task_id, target=CeleryTarget.name, status__in=[Status.READY, Status.FORWARDED])
+
+
+def _end(task_id: str, status: Status, **columns: Any) -> None:
+    settings = conf.current()
+    failed = status in (Status.FAILED, Status.CANCELLED)
+    expires_at = expiry("failure_ttl", settings.FAILURE_TTL) if failed else expiry("result_ttl", settings.RESULT_TTL)
+    _open(task_id).update(status=status, finished_at=Now(), expires_at=expires_at, lease_until=None, **columns)
 
 
 def task_id(key: str) -> str:

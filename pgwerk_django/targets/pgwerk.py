@@ -117,7 +117,6 @@ class PgwerkTarget(ForeignTarget):
             _failure_ttl=job.failure_ttl,
             _ttl=self._ttl(job),
             _meta=job.meta or None,
-            _schedule_name=job.schedule_name or None,
             _conn=connection,
         )
         return str(enqueued.id) if enqueued else job.key  # it was there before

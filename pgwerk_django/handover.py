@@ -1,0 +1,397 @@
+"""Hand-over: jobs that another engine runs are claimed under a lease, sent, and marked FORWARDED.
+
+A tick has written them before, so nothing is lost while an engine is away: they wait, and are tried again. No lock is held
+while something is sent. A scheduler that dies between sending and marking has the job sent once more, under the same key;
+what is sent to our own database is marked in the transaction that sends it, and so is there exactly once.
+
+Each target has threads of its own: one that hangs holds up neither ticks nor other targets, nor, for longer than a second,
+other jobs of its own.
+"""
+
+import contextlib
+import datetime as dt
+import random
+import threading
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from django.db import connections, transaction
+
+from pgwerk_django import conf, signals, targets
+from pgwerk_django.arrays import array
+from pgwerk_django.exceptions import TransactionLeftOpen
+from pgwerk_django.execution import LONGEST_SUMMARY, class_path, leave_clean
+from pgwerk_django.loop import Every, Lost
+from pgwerk_django.models import Job, atomic
+from pgwerk_django.targets import ForeignTarget
+
+BATCH = 100
+FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0  # seconds, doubling from failure to failure of one job
+MARK_EVERY = 0.02  # seconds; marks of one commit
+STUCK = 1.0  # seconds in one send, after which the jobs behind it are for another thread
+MOST_SENDERS = 4  # threads of one target
+IDLE = 10.0  # seconds without work, after which a thread ends, and its connections with it
+AWAY = 0.5  # seconds between two tries to reach a lost database
+STOPS_WITHIN = 5.0
+TELL_AGAIN = 60.0  # seconds until the same failure is told once more
+
+_COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
+
+# Literals, so that any plan is led by the index `pgwerk_outbox`.
+_CLAIM = f"""
+WITH picked AS MATERIALIZED (
+    SELECT id FROM _pgwerk_jobs job
+    WHERE status = 'READY' AND target <> 'worker' AND target = %(target)s AND run_at <= statement_timestamp()
+        AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+        AND (start_by IS NULL OR start_by > statement_timestamp())
+        AND NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = job.queue AND queue.paused)
+    ORDER BY run_at LIMIT %(limit)s FOR UPDATE OF job SKIP LOCKED
+)
+UPDATE _pgwerk_jobs job SET
+    claims = claims + 1, lease_until = statement_timestamp() + %(lease)s, worker_name = %(name)s
+FROM picked WHERE job.id = picked.id
+RETURNING {_COLUMNS}
+"""  # noqa: S608  our own column names
+
+_HELD = "job.id = mine.id AND job.claims = mine.claims AND job.status = 'READY' AND job.target <> 'worker'"
+
+_FORWARD = f"""
+UPDATE _pgwerk_jobs job SET
+    status = 'FORWARDED', external_id = mine.external_id, attempt = attempt + 1, lease_until = NULL,
+    error = '', exception = '', finished_at = CASE WHEN job.started_at IS NULL THEN statement_timestamp() END,
+    expires_at = statement_timestamp() + coalesce(result_ttl, %(result_ttl)s) * interval '1 second'
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(external_ids)s::text[]) AS mine (id, claims, external_id)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+# Somebody cancelled it, or its engine has told how it ended, before we could say that it was sent.
+_NOTE_SENT = """
+UPDATE _pgwerk_jobs job SET
+    external_id = mine.external_id,
+    reason = CASE WHEN job.status = 'CANCELLED' THEN job.reason || ' (too late: it had been handed over)' ELSE reason END
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(external_ids)s::text[]) AS mine (id, claims, external_id)
+WHERE job.id = mine.id AND job.claims = mine.claims AND job.status <> 'READY' RETURNING job.id
+"""
+
+_PUT_BACK = f"""
+UPDATE _pgwerk_jobs job SET
+    lease_until = NULL, attempt = attempt + 1, error = mine.error, exception = mine.exception,
+    run_at = statement_timestamp() + mine.delay * interval '1 second'
+FROM unnest(
+    %(ids)s::uuid[], %(claims)s::integer[], %(errors)s::text[], %(exceptions)s::text[], %(delays)s::float8[]
+) AS mine (id, claims, error, exception, delay)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+_HAND_BACK = f"""
+UPDATE _pgwerk_jobs job SET lease_until = NULL
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+_RENEW = f"""
+UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+
+class Outbox:
+    """The statements. Each is guarded by the claim, and gives back the ids of the jobs that it still held."""
+
+    def __init__(self, name: str, *, using: str) -> None:
+        """`name` says who hands over, on the rows."""
+        self.using = using
+        self._name = name
+        self._lease = dt.timedelta(seconds=conf.current().LEASE)
+
+    def claim(self, target: str, limit: int) -> list[Job]:
+        """Up to `limit` jobs of a target, the first to run first."""
+        parameters = {"target": target, "limit": limit, "lease": self._lease, "name": self._name}
+        jobs = Job.objects.using(self.using).raw(_CLAIM, parameters)
+        return sorted(jobs, key=lambda job: (-job.priority, job.run_at))
+
+    def forward(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
+        external_ids = array([external_id[:255] for _, external_id in sent])
+        jobs = [job for job, _ in sent]
+        done = self._write(_FORWARD, jobs, external_ids=external_ids, result_ttl=conf.current().RESULT_TTL)
+        if len(done) < len(sent):
+            done |= self._write(_NOTE_SENT, jobs, external_ids=external_ids)
+        return done
+
+    def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> set[uuid.UUID]:
+        text = "".join(traceback.format_exception(error)).replace("\0", "\\0").encode("utf-8", "replace").decode()
+        return self._write(
+            _PUT_BACK,
+            jobs,
+            errors=array([text for _ in jobs]),
+            exceptions=array([class_path(error) for _ in jobs]),
+            delays=array(delays),
+        )
+
+    def hand_back(self, jobs: Sequence[Job]) -> set[uuid.UUID]:
+        return self._write(_HAND_BACK, jobs)
+
+    def renew(self, jobs: Sequence[Job]) -> set[uuid.UUID]:
+        return self._write(_RENEW, jobs, lease=self._lease)
+
+    def _write(self, statement: str, jobs: Sequence[Job], **parameters: Any) -> set[uuid.UUID]:
+        if not jobs:
+            return set()
+        mine = {"ids": array([job.pk for job in jobs]), "claims": array([job.claims for job in jobs])}
+        with transaction.get_connection(self.using).cursor() as cursor:
+            cursor.execute(statement, {**mine, **parameters})
+            return {row[0] for row in cursor.fetchall()}
+
+
+def retry_delay(attempt: int) -> float:
+    """Seconds from a job's failure number `attempt` (from 0) to the next try, spread so that not all come at once."""
+    ceiling: float = min(FIRST_RETRY * 2 ** min(attempt, 20), LONGEST_RETRY)
+    return ceiling * random.uniform(0.5, 1)  # noqa: S311  # it guards nothing
+
+
+class _ClaimLost(Exception):
+    """What was sent in a transaction is taken back: another holds the job."""
+
+
+class _Refused(Exception):
+    """An engine's own database is away: not to be taken for ours."""
+
+
+Tell = Callable[..., None]
+
+
+class Sender:
+    """Hands over the jobs of one target, one after the other, as long as there are some."""
+
+    def __init__(self, name: str, outbox: Outbox, tell: Tell = signals.send_now) -> None:
+        self.name = name
+        self._outbox = outbox
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._todo: deque[Job] = deque()
+        self._sending: Job | None = None
+        self._since = 0.0
+        self._sent: list[tuple[Job, str]] = []
+        self._marked = 0.0
+        self._told: tuple[str, Every] = ("", Every(TELL_AGAIN))
+        self._stopped = False
+        self._wake = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=f"pgwerk-to-{name}", daemon=True)
+
+    # -- from the scheduler's thread
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the send at hand."""
+        self._stopped = True
+        self._wake.set()
+
+    def is_stuck(self) -> bool:
+        with self._lock:
+            return self._sending is not None and time.monotonic() - self._since > STUCK
+
+    def held(self) -> list[Job]:
+        """What it has claimed and not yet marked."""
+        with self._lock:
+            return [*self._todo, *([self._sending] if self._sending else []), *(job for job, _ in self._sent)]
+
+    def recall(self) -> list[Job]:
+        """The jobs it has not begun to send, for others to send."""
+        with self._lock:
+            jobs = list(self._todo)
+            self._todo.clear()
+            return jobs
+
+    # -- in its own thread
+
+    def drain(self) -> int:
+        """Hand over until nothing of this target waits. How many were."""
+        done = 0
+        while not self._stopped and (jobs := self._outbox.claim(self.name, BATCH)):
+            self._todo.extend(jobs)
+            while self._todo and not self._stopped:
+                done += self._send_some()
+        return done
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                try:
+                    self._mark()
+                    self.drain()
+                except Lost:
+                    self._lose_the_database()
+                    continue
+                connections[self._outbox.using].close_if_unusable_or_obsolete()
+                if not self._wake.wait(IDLE):
+                    return
+                self._wake.clear()
+            with contextlib.suppress(*Lost):
+                self._mark()
+        finally:
+            connections.close_all()
+
+    def _lose_the_database(self) -> None:
+        """What was sent is marked when it is back; the leases of the rest run out."""
+        self.recall()
+        connections[self._outbox.using].close()
+        self._wake.wait(AWAY)
+
+    def _next(self) -> Job | None:
+        with self._lock:
+            self._sending = self._todo.popleft() if self._todo and not self._stopped else None
+            self._since = time.monotonic()
+            return self._sending
+
+    def _send_some(self) -> int:
+        """Send over one connection until something fails, with which the connection may have gone. How many went out."""
+        done = 0
+        try:
+            target = targets.get(self.name)
+            if not isinstance(target, ForeignTarget):
+                raise ValueError(f"{self.name!r} hands nothing over")
+            with target.connected() as send:
+                while job := self._next():
+                    self._send(target, send, job)
+                    done += 1
+        except Lost:
+            raise
+        except _ClaimLost:
+            self._lose(self._taken())
+        except Exception as error:  # noqa: BLE001  # whatever an engine raises, the job is tried again later
+            self._mark()
+            # Without a job at hand it is the target that fails, for all of them.
+            cause = (error.__cause__ or error) if isinstance(error, _Refused) else error
+            self._fail(self._taken() or self.recall(), cause)
+        finally:
+            self._taken()
+        self._mark()
+        return done
+
+    def _taken(self) -> list[Job]:
+        with self._lock:
+            job, self._sending = self._sending, None
+        return [job] if job else []
+
+    def _send(self, target: ForeignTarget, send: Callable[[Job], str], job: Job) -> None:
+        if target.writes_to(job) == self._outbox.using:
+            with atomic(self._outbox.using):
+                if not self._outbox.forward([(job, _id_from(send, job))]):
+                    raise _ClaimLost
+            self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key])
+            return
+        external_id = _id_from(send, job)
+        if threading.current_thread() is self.thread:
+            with contextlib.suppress(TransactionLeftOpen):  # a backend may have run the job right here
+                leave_clean()
+        with self._lock:
+            self._sent.append((job, external_id))
+            self._sending = None
+        if time.monotonic() - self._marked > MARK_EVERY:
+            self._mark()
+
+    def _mark(self) -> None:
+        """Kept until it is written: a lost database has nothing sent twice that is back within the lease."""
+        sent = list(self._sent)
+        if not sent:
+            return
+        done = self._outbox.forward(sent)
+        self._marked = time.monotonic()
+        with self._lock:
+            del self._sent[: len(sent)]
+        if done:
+            self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key for job, _ in sent if job.pk in done])
+        self._lose(job for job, _ in sent if job.pk not in done)
+
+    def _lose(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._tell(signals.lease_lost, job_id=job.pk)
+
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+        delays = [retry_delay(job.attempt) for job in jobs]
+        if not jobs or not self._outbox.put_back(jobs, error, delays):
+            return
+        summary = f"{type(error).__name__}: {error}"[:LONGEST_SUMMARY]
+        if summary != self._told[0]:
+            self._told = (summary, Every(TELL_AGAIN))
+        if self._told[1]():
+            keys = [job.key for job in jobs]
+            retry_in = round(min(delays), 1)
+            self._tell(signals.handover_failed, target=self.name, jobs=keys, error=summary, retry_in=retry_in)
+
+
+def _id_from(send: Callable[[Job], str], job: Job) -> str:
+    try:
+        return send(job)
+    except Lost as error:
+        raise _Refused from error
+
+
+class HandOver:
+    """A scheduler's senders: woken where something waits, relieved of what waits behind a send that hangs."""
+
+    def __init__(self, name: str, *, using: str) -> None:
+        self._outbox = Outbox(name, using=using)
+        self._senders: list[Sender] = []
+        self._time_to_renew = Every(conf.current().LEASE / 3)
+        self._time_to_tell = Every(TELL_AGAIN)
+        self._teller = signals.Teller()
+
+    def step(self, waiting: Sequence[str]) -> None:
+        """`waiting` are the targets that have something to be sent."""
+        self._senders = [sender for sender in self._senders if sender.thread.is_alive()]
+        for sender in self._senders:
+            if sender.is_stuck():
+                self._outbox.hand_back(sender.recall())
+        if self._senders and self._time_to_renew():
+            self._outbox.renew([job for sender in self._senders for job in sender.held()])
+        for target in waiting:
+            self._have_sent(target)
+
+    def close(self) -> None:
+        """Let sends at hand finish, for a few seconds; what is not begun, another scheduler sends."""
+        for sender in self._senders:
+            sender.stop()
+        ends = time.monotonic() + STOPS_WITHIN
+        for sender in self._senders:
+            sender.thread.join(max(ends - time.monotonic(), 0))
+        self._teller.close(max(ends - time.monotonic(), 0))
+        self._outbox.hand_back([job for sender in self._senders for job in sender.recall()])
+        self._senders.clear()
+
+    def _have_sent(self, target: str) -> None:
+        if not _is_known(target):
+            if self._time_to_tell():
+                why = "a target that this version does not know"
+                self._teller.send(signals.handover_failed, target=target, jobs=[], error=why, retry_in=None)
+            return
+        own = [sender for sender in self._senders if sender.name == target]
+        free = [sender for sender in own if not sender.is_stuck()]
+        if not free and len(own) < MOST_SENDERS:
+            sender = Sender(target, self._outbox, self._teller.send)
+            self._senders.append(sender)
+            sender.thread.start()
+        for sender in free:
+            sender.wake()
+
+
+def _is_known(target: str) -> bool:
+    try:
+        return isinstance(targets.get(target), ForeignTarget)
+    except ValueError:
+        return False
+
+
+def hand_over(name: str, *, using: str) -> int:
+    """Hand over what waits, here and now, one target after the other. How many jobs went out."""
+    outbox = Outbox(name, using=using)
+    return sum(
+        Sender(target, outbox).drain() for target in Job.objects.using(using).waiting_targets() if _is_known(target)
+    )
