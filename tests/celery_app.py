@@ -4,6 +4,7 @@ from typing import Any
 
 import django
 from celery import Celery, Task, shared_task
+from celery.signals import after_task_publish
 from django.apps import apps
 
 from tests.settings import REDIS_URL
@@ -14,11 +15,13 @@ app.conf.update(broker_connection_retry_on_startup=True, worker_hijack_root_logg
 if not apps.ready:  # in a worker of Celery's
     django.setup()
 
+from tests import functions  # noqa: E402
+
+after_task_publish.connect(functions.die_if_told)
+
 
 @shared_task
 def remember(*args: Any, **kwargs: Any) -> list[Any]:
-    from tests import functions
-
     functions.write("celery", *args)
     return list(args)
 
@@ -31,8 +34,6 @@ def fail(*args: Any) -> None:
 @app.task(bind=True, name="own.name")
 def seen(self: Any, *args: Any) -> None:
     """What the message said of it."""
-    from tests import functions
-
     request = self.request
     functions.write("seen", request.id, request.delivery_info["routing_key"], request.timelimit, request.expires)
 
@@ -46,6 +47,4 @@ class Quiet(Task):  # type: ignore[misc]
 
 @app.task(base=Quiet)
 def quiet(*args: Any) -> None:
-    from tests import functions
-
     functions.write("quiet", *args)

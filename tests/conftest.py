@@ -15,6 +15,7 @@ from django.db import connection, connections
 
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
+from tests.processes import Started
 from tests.waiting import wait_until
 
 
@@ -66,6 +67,35 @@ def elsewhere(transactional_db: None, settings: Any) -> Iterator[str]:
     connections["elsewhere"].close()
     del connections["elsewhere"]
     del connections.databases["elsewhere"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    started: list[Started] = []
+
+    def _start(*arguments: str, **environment: str) -> Started:
+        one = Started(*arguments, log=tmp_path / f"{len(started)}.log", **environment)
+        started.append(one)
+        return one
+
+    yield _start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+@pytest.fixture
+def manage(start: Any) -> Any:
+    return lambda *arguments, **environment: start("-m", "django", *arguments, **environment)
+
+
+@pytest.fixture
+def schema_of_pgwerk(transactional_db: None) -> Iterator[None]:
+    """Where pgwerk makes its own tables: they go when the test does."""
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP SCHEMA IF EXISTS pgwerk CASCADE")
 
 
 class RedisServer:

@@ -7,8 +7,15 @@ from tests import functions
 
 if find_spec("django.tasks"):
     from django.tasks import task
+    from django.tasks.signals import task_enqueued
 else:
     from django_tasks import task  # type: ignore[no-redef]
+    from django_tasks.signals import task_enqueued  # type: ignore[no-redef]
+if find_spec("django_tasks"):  # of which django-tasks-rq is, on Django 6 as well
+    from django_tasks.signals import task_enqueued as task_enqueued_there
+
+    task_enqueued_there.connect(functions.die_if_told)
+task_enqueued.connect(functions.die_if_told)
 
 
 @task

@@ -78,4 +78,6 @@ PGWERK = {
     # For the processes that tests start.
     "POLL_INTERVAL": float(os.environ.get("PGWERK_POLL", "1")),
     "LISTEN": os.environ.get("PGWERK_LISTEN"),
+    "CELERY_RESULTS": "PGWERK_TEST_RESULTS" in os.environ,
+    "WERK": os.environ.get("PGWERK_TEST_WERK"),
 }

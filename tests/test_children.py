@@ -30,7 +30,7 @@ from pgwerk_django.management.service import SAME_REQUEST
 from pgwerk_django.models import Job, Process, Queue
 from pgwerk_django.worker import Worker
 from tests import functions
-from tests.test_processes import Started, manage, start  # noqa: F401  fixtures among them
+from tests.processes import Started
 from tests.time_travel import SECOND, now
 from tests.waiting import wait_until
 
@@ -200,7 +200,7 @@ def test_processes_that_cannot_start_are_not_started_in_a_loop(
     assert caplog.text.count("child_died") <= 2
 
 
-def test_a_killed_worker_takes_its_processes_along(manage: Any) -> None:  # noqa: F811
+def test_a_killed_worker_takes_its_processes_along(manage: Any) -> None:
     for name in ("sleep", "hold_the_gil"):
         given(f"tests.functions.{name}", _max_attempts=2)
     worker = manage("runworker", "--concurrency=2")
@@ -214,7 +214,7 @@ def test_a_killed_worker_takes_its_processes_along(manage: Any) -> None:  # noqa
     assert set(Job.objects.values_list("status", "attempt", "claims")) == {("SUCCESSFUL", 2, 2)}
 
 
-def test_what_a_killed_worker_had_not_begun_spends_no_attempt(manage: Any) -> None:  # noqa: F811
+def test_what_a_killed_worker_had_not_begun_spends_no_attempt(manage: Any) -> None:
     enqueue_many(functions.slow_add, [[n, 0.002] for n in range(2000)])
     worker = manage("runworker", "--concurrency=1")
     wait_until(lambda: Job.objects.filter(status="SUCCESSFUL").count() > 50)
@@ -243,7 +243,7 @@ def test_a_job_that_ends_its_worker_does_not_come_back_for_ever() -> None:
 # -- leases ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_was_frozen_past_its_lease_drops_its_result(manage: Any) -> None:  # noqa: F811
+def test_a_worker_that_was_frozen_past_its_lease_drops_its_result(manage: Any) -> None:
     job = given(functions.wait_for_gate, _max_attempts=2)
     frozen = manage("runworker", "--concurrency=1")
     noted("waiting")
@@ -288,7 +288,7 @@ def test_what_waits_in_a_workers_hands_is_not_run_once_the_lease_is_over() -> No
 # -- stopping --------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_lets_jobs_finish(manage: Any) -> None:  # noqa: F811
+def test_sigterm_lets_jobs_finish(manage: Any) -> None:
     job, waiting = given(functions.wait_for_gate), given(functions.add, 1, _priority=-1)
     worker = manage("runworker", "--concurrency=1")
     noted("waiting")
@@ -302,7 +302,7 @@ def test_sigterm_lets_jobs_finish(manage: Any) -> None:  # noqa: F811
     assert not Process.objects.exists()
 
 
-def test_what_does_not_finish_in_time_is_handed_back_and_the_exit_code_says_so(manage: Any) -> None:  # noqa: F811
+def test_what_does_not_finish_in_time_is_handed_back_and_the_exit_code_says_so(manage: Any) -> None:
     job = given(functions.sleep)
     worker = manage("runworker", "--concurrency=1", "--shutdown-timeout=0.5")
     (pid,) = noted("asleep")
@@ -314,7 +314,7 @@ def test_what_does_not_finish_in_time_is_handed_back_and_the_exit_code_says_so(m
     assert not is_alive(pid)
 
 
-def test_a_second_signal_stops_now(manage: Any) -> None:  # noqa: F811
+def test_a_second_signal_stops_now(manage: Any) -> None:
     job = given(functions.sleep)
     worker = manage("runscheduler", "--with-worker", "--concurrency=1")
     noted("asleep")
@@ -328,7 +328,7 @@ def test_a_second_signal_stops_now(manage: Any) -> None:  # noqa: F811
     assert (job.status, job.attempt) == ("READY", 0)
 
 
-def test_processes_leave_signals_to_their_worker(manage: Any) -> None:  # noqa: F811
+def test_processes_leave_signals_to_their_worker(manage: Any) -> None:
     """A service manager sends SIGTERM to all of them."""
     job = given(functions.wait_for_gate)
     worker = manage("runworker", "--concurrency=1")
@@ -375,7 +375,7 @@ def away(beside: psycopg.Connection) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("stopping", [False, True])
-def test_results_outlive_an_outage(manage: Any, beside: psycopg.Connection, stopping: bool) -> None:  # noqa: F811
+def test_results_outlive_an_outage(manage: Any, beside: psycopg.Connection, stopping: bool) -> None:
     """The job ends while the database is away; its result is written when that is back, also by a worker that stops."""
     job = given(functions.wait_for_gate)
     worker = manage("runworker", "--concurrency=1")
@@ -653,7 +653,7 @@ def test_enqueue_many_refuses(calls: Any, options: dict[str, Any], error: type[E
     assert not Job.objects.exists()
 
 
-def test_many_jobs_on_several_workers_run_once_each(manage: Any) -> None:  # noqa: F811
+def test_many_jobs_on_several_workers_run_once_each(manage: Any) -> None:
     enqueue_many(functions.remember, [[n] for n in range(3000)])
     workers: list[Started] = [manage("runworker", "--burst", "--concurrency=2", "--threads=2") for _ in range(3)]
     for worker in workers:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,66 +23,6 @@ from tests.time_travel import HOUR, MINUTE, SECOND, make, make_due, now, reread
 from tests.waiting import wait_until, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def database_url() -> str:
-    given = connection.settings_dict
-    login = f"{given['USER']}:{given['PASSWORD']}@" if given["PASSWORD"] else f"{given['USER']}@"
-    return f"postgres://{login}{given['HOST']}:{given['PORT'] or 5432}/{given['NAME']}"
-
-
-class Started:
-    """A process of ours, its log in a file."""
-
-    def __init__(self, *arguments: str, log: Path, **environment: str) -> None:
-        self.log = log
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    "DATABASE_URL": database_url(),
-                    "DJANGO_SETTINGS_MODULE": "tests.settings",
-                    "PYTHONWARNINGS": "error",
-                    **environment,
-                },
-            )
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def says(self, text: str) -> bool:
-        assert self.process.poll() is None or text in self.text(), self.text()
-        return text in self.text()
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Any]:
-    started: list[Started] = []
-
-    def _start(*arguments: str, **environment: str) -> Started:
-        one = Started(*arguments, log=tmp_path / f"{len(started)}.log", **environment)
-        started.append(one)
-        return one
-
-    yield _start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-
-
-@pytest.fixture
-def manage(start: Any) -> Any:
-    return lambda *arguments, **environment: start("-m", "django", *arguments, **environment)
 
 
 def gaps(row: Schedule) -> list[dt.timedelta]:

@@ -3,7 +3,7 @@
 import base64
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,13 +271,6 @@ def in_pgwerk() -> list[Arrived]:
         Arrived(str(pk), key, *(decoded(payload) or {"args": [], "kwargs": {}}).values(), *rest)
         for pk, key, payload, *rest in rows
     ]
-
-
-@pytest.fixture
-def schema_of_pgwerk(transactional_db: None) -> Iterator[None]:
-    yield
-    with psycopg.connect(connection_string(), autocommit=True) as session:
-        session.execute("DROP SCHEMA IF EXISTS pgwerk CASCADE")
 
 
 @pytest.fixture(params=["celery", "rq", "database", "pgwerk"])
