@@ -182,7 +182,7 @@ def test_the_number_of_queries_does_not_grow(anna: Client) -> None:
     anna.get(OVERVIEW)
     few = queries(anna, OVERVIEW)
     add(range(2, 20))
-    assert queries(anna, OVERVIEW) == few <= 12
+    assert queries(anna, OVERVIEW) == few <= 13
 
 
 @pytest.mark.parametrize(
@@ -226,3 +226,38 @@ def test_it_needs_no_inline_script_or_style(anna: Client) -> None:
 
 def test_it_is_no_model_of_the_database() -> None:
     assert "overview" not in {model._meta.model_name for model in apps.get_models()}
+
+
+def test_what_cannot_be_handed_over_is_said_first(anna: Client) -> None:
+    make_job("mail", target="celery")
+    failing = make_job("report", target="celery", attempt=3, error=f"Traceback\n  x\nOperationalError: {XSS}")
+    Process.objects.create(role="scheduler", host="web-1")
+    make("mail", target="celery")
+    text = html(anna)
+    assert escape(f"Hand-over to celery fails: OperationalError: {XSS}") in text
+    assert XSS not in text
+    assert "No worker is alive" not in text  # nothing is ours to run
+    (row,) = shown(anna)["outgoing"]
+    assert (row["target"], row["waiting"], row["failed"]) == ("celery", "2", 1)
+    job = anna.get(f"/admin/pgwerk_django/job/{failing.pk}/change/").content.decode()
+    assert "could not be handed over to celery, 3 tries so far" in job
+    assert "cannot be handed over to celery" in anna.get("/admin/pgwerk_django/job/").content.decode()
+    failing.delete()
+    assert "Hand-over to celery fails" not in html(anna)
+
+
+def test_a_job_that_was_handed_over_says_to_whom(anna: Client) -> None:
+    job = make_job("mail", target="celery", status=Status.FORWARDED, external_id="their-id")
+    text = anna.get(f"/admin/pgwerk_django/job/{job.pk}/change/").content.decode()
+    assert "handed over to celery at" in text
+    assert "their-id" in text
+
+
+def test_why_a_schedule_of_another_target_did_not_run(anna: Client) -> None:
+    row = make("mail", target="celery", function="tests.celery_app.remember")
+    address = f"/admin/pgwerk_django/schedule/{row.pk}/change/"
+    assert "Nothing waits to be handed over to celery." in anna.get(address).content.decode()
+    job = make_job("mail", target="celery", schedule=row)
+    assert "waits to be handed over to celery." in anna.get(address).content.decode()
+    Job.objects.filter(pk=job.pk).update(error="Traceback\nConnectionError: down", attempt=1)
+    assert "and is tried again: ConnectionError: down" in anna.get(address).content.decode()

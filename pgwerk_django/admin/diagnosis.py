@@ -10,8 +10,9 @@ from django.utils.translation import gettext, ngettext
 from pgwerk_django import targets
 from pgwerk_django.admin.display import moment_text, span
 from pgwerk_django.admin.forms import is_admitted
+from pgwerk_django.admin.handover import last_line, waiting_job
 from pgwerk_django.admin.history import Run
-from pgwerk_django.models import SILENT_AFTER, Process, Queue, Status
+from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Status
 from pgwerk_django.policies import Overlap
 
 MOST_COUNTED = 1000
@@ -31,6 +32,7 @@ class Surroundings(NamedTuple):
     queue: Queue | None
     waiting: int
     oldest: dt.datetime | None
+    to_send: Job | None
 
     @classmethod
     def of(cls, row: Any) -> "Surroundings":
@@ -47,7 +49,9 @@ class Surroundings(NamedTuple):
                 """,
                 [row.queue, MOST_COUNTED],
             )
-            return cls(processes, queue, *cursor.fetchone())
+            waiting, oldest = cursor.fetchone()
+        to_send = None if row.target == "worker" else waiting_job(row)
+        return cls(processes, queue, waiting, oldest, to_send)
 
 
 def findings(row: Any, runs: Sequence[Run], around: Surroundings) -> list[Finding]:
@@ -124,6 +128,7 @@ def _of_the_last(row: Any, runs: Sequence[Run]) -> Iterator[Finding]:
 
 def _of_workers(row: Any, around: Surroundings) -> Iterator[Finding]:
     if row.target != "worker":
+        yield from _of_handover(row, around)
         return
     serving = [p for p in around.processes if p.role == "worker" and (not p.queues or row.queue in p.queues)]
     if not serving:
@@ -142,3 +147,19 @@ def _of_workers(row: Any, around: Surroundings) -> Iterator[Finding]:
         words = gettext("%(n)s jobs wait in the queue %(queue)s, the oldest for %(span)s.")
         waited = span(row.judged_at - around.oldest)
         yield Finding("wait", words % {"n": f"{around.waiting}{more}", "queue": row.queue, "span": waited})
+
+
+def _of_handover(row: Any, around: Surroundings) -> Iterator[Finding]:
+    if around.queue and around.queue.paused:
+        words = gettext("The queue %(queue)s is paused: its jobs wait.")
+        yield Finding("bad", words % {"queue": row.queue})
+    job = around.to_send
+    if job is None:
+        yield Finding("ok", gettext("Nothing waits to be handed over to %(target)s.") % {"target": row.target})
+        return
+    told = {"at": moment_text(job.due_at or job.enqueued_at), "target": row.target, "error": last_line(job.error)}
+    if job.error:
+        words = gettext("The job of %(at)s could not be handed over to %(target)s, and is tried again: %(error)s")
+        yield Finding("bad", words % told)
+    else:
+        yield Finding("wait", gettext("The job of %(at)s waits to be handed over to %(target)s.") % told)

@@ -31,6 +31,7 @@ from pgwerk_django.admin.display import (
     shown_text,
 )
 from pgwerk_django.admin.forms import CancelForm
+from pgwerk_django.admin.handover import briefly, handover_of
 from pgwerk_django.admin.history import jobs_named
 from pgwerk_django.admin.pages import CappedPaginator, ReadOnlyPage, column, value_column
 from pgwerk_django.models import Job, Schedule, Status
@@ -141,8 +142,8 @@ class JobAdmin(ActingPage, ReadOnlyPage):
     show_facets = admin.ShowFacets.NEVER  # and counted
     fieldsets = (
         (None, {"fields": (
-            "shown_status", "shown_schedule", "kind", "shown_due", "reason", "shown_error", "shown_errors",
-            "shown_result", "shown_progress",
+            "shown_status", "shown_handover", "shown_schedule", "kind", "shown_due", "reason", "shown_error",
+            "shown_errors", "shown_result", "shown_progress",
         )}),
         (_("What"), {"fields": ("function", "shown_args", "shown_kwargs", "shown_meta", "queue", "target", "priority")}),
         (_("When"), {"fields": (
@@ -225,7 +226,12 @@ class JobAdmin(ActingPage, ReadOnlyPage):
     @admin.display(description=_("status"))
     def brief_status(self, job: Job) -> SafeString:
         shown = self.shown_status(job)
-        return format_html("{} {}", shown, shorten(job.reason)) if job.reason else shown
+        why = shorten(job.reason) if job.reason else briefly(job)
+        return format_html("{} {}", shown, why) if why else shown
+
+    @admin.display(description=_("hand-over"))
+    def shown_handover(self, job: Any) -> str:
+        return handover_of(job)
 
     @admin.display(description=_("due at"))
     def brief_due(self, job: Any) -> str:
@@ -248,7 +254,7 @@ class JobAdmin(ActingPage, ReadOnlyPage):
 
     @admin.display(description=_("attempt"))
     def shown_attempt(self, job: Job) -> str:
-        return f"{job.attempt} / {job.max_attempts}"
+        return f"{job.attempt} / {job.max_attempts}" if job.target == "worker" else f"{job.attempt}"
 
     # -- one job
 
@@ -257,6 +263,8 @@ class JobAdmin(ActingPage, ReadOnlyPage):
         fieldsets: Any = super().get_fieldsets(request, obj)
         (title, options), *others = fieldsets
         absent = {name for name in OUTCOME if getattr(obj, name) in (None, "", [])}
+        if obj is not None and handover_of(obj) == EMPTY:
+            absent.add("handover")
         fields = [field for field in options["fields"] if field.removeprefix("shown_") not in absent]
         return [(title, {**options, "fields": fields}), *others]
 

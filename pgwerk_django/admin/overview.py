@@ -19,7 +19,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf
-from pgwerk_django.admin import forecast
+from pgwerk_django.admin import forecast, handover
 from pgwerk_django.admin.charts import Column, number_text, strip, timeline
 from pgwerk_django.admin.display import (
     brief,
@@ -34,6 +34,7 @@ from pgwerk_django.admin.display import (
     zone_of,
 )
 from pgwerk_django.admin.forecast import Stretches
+from pgwerk_django.admin.handover import Outgoing, outgoing
 from pgwerk_django.admin.history import failing_names, is_failing, last_runs
 from pgwerk_django.admin.pages import Page
 from pgwerk_django.admin.processes import clock_offset
@@ -127,7 +128,7 @@ class OverviewAdmin(Page):
         parts: dict[str, Any] = {
             "now": moment(now),
             "has_scheduler": any(process.role == "scheduler" for process in live),
-            "has_worker": any(process.role == "worker" for process in live),
+            "has_worker": any(process.role == "worker" for process in live) or not _needs_worker(using),
             "tiles": list(_tiles(live)),
         }
         if sees_processes:
@@ -136,6 +137,7 @@ class OverviewAdmin(Page):
             queues = list(queues_of(live, using))
             parts["queues"] = [self._queue(queue, now) for queue in queues]
             parts["tiles"] += _queue_tiles(queues)
+            parts["outgoing"] = [self._outgoing(each, now) for each in outgoing(using)]
         parts |= charts_of(now, asked, sizes, using=using, past=sees_jobs, coming=sees_schedules)
         if sees_schedules:
             failing, count = self._failing(using)
@@ -176,6 +178,17 @@ class OverviewAdmin(Page):
             "workers": queue.workers,
         }
 
+    def _outgoing(self, each: Outgoing, now: dt.datetime) -> dict[str, Any]:
+        more = "+" if each.waiting >= handover.MOST_COUNTED else ""
+        return {
+            "target": each.target,
+            "state": chip("error", gettext("Failing")) if each.failed else chip("ok", gettext("OK")),
+            "waiting": f"{each.waiting}{more}",
+            "failed": each.failed,
+            "oldest": span(now - each.oldest),
+            "error": each.error,
+        }
+
     def _failing(self, using: str) -> tuple[list[dict[str, Any]], int]:
         """What wants a person: first what was set aside, then what fails."""
         names = failing_names(using)
@@ -214,6 +227,12 @@ class OverviewAdmin(Page):
 
 def is_alive(process: Any) -> bool:
     return bool(process.heartbeat_at >= process.judged_at - SILENT_AFTER)
+
+
+def _needs_worker(using: str) -> bool:
+    """Whether something is ours to run: a site may hand all of it over."""
+    schedules = Schedule.objects.using(using)
+    return schedules.filter(target="worker").exists() or not schedules.exists()
 
 
 def _tiles(live: Sequence[Process]) -> Iterable[tuple[str, Any, str]]:
