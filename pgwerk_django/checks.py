@@ -12,7 +12,9 @@ from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from pgwerk_django import conf, targets
+from pgwerk_django.exceptions import TargetUnavailable
 from pgwerk_django.registry import registry
+from pgwerk_django.targets.pgwerk import werk
 
 COMMANDS = ("queues", "runscheduler", "runworker", "schedules", "syncschedules")
 
@@ -75,6 +77,18 @@ def check_listen(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
             id="pgwerk_django.E008",
         )
     ]
+
+
+@checks.register("pgwerk")
+def check_werk(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """The `Werk` that the settings name is one, and its tables are not ours."""
+    if _alias() is None or conf.current().WERK is None:
+        return []
+    try:
+        werk()
+    except TargetUnavailable as error:
+        return [checks.Error(str(error), id="pgwerk_django.E009")]
+    return []
 
 
 @checks.register("pgwerk")

@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 
 from pgwerk_django import schedule, targets
-from pgwerk_django.checks import check_functions
+from pgwerk_django.checks import check_functions, check_werk
 from pgwerk_django.handover import hand_over
 from pgwerk_django.models import Job, Schedule, database_now
 from pgwerk_django.registry import define, registry
@@ -182,6 +182,7 @@ def test_a_werk_must_not_share_our_tables(path: str | None, said: str, settings:
     schedule(functions.noop, interval=60, _target="pgwerk")
     assert said in problems()
     assert bool(said) == bool(problems())
+    assert [message.id for message in check_werk(None)] == ["pgwerk_django.E009"] * bool(said)
 
 
 # -- the conformance suite: each of them, with the real thing behind it ----------------------------------------------
@@ -274,8 +275,7 @@ def in_pgwerk() -> list[Arrived]:
 
 
 @pytest.fixture(params=["celery", "rq", "database", "pgwerk"])
-def engine(request: pytest.FixtureRequest) -> Engine:
-    request.getfixturevalue("transactional_db")
+def engine(request: pytest.FixtureRequest, transactional_db: None) -> Engine:
     if request.param == "celery":
         return Engine("celery", celery_app.remember, "reports", in_celery(request.getfixturevalue("redis")))
     if request.param == "rq":
