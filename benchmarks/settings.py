@@ -1,6 +1,7 @@
 """What the benchmarks and the processes they start run on; DATABASE_URL is set by `benchmarks.database`."""
 
 import os
+from importlib.util import find_spec
 
 import environ
 
@@ -40,3 +41,12 @@ PGWERK = {"AUTODISCOVER": (), "LISTEN": os.environ.get("PGWERK_LISTEN")}
 SECRET_KEY = "benchmarks"
 USE_TZ = True
 TIME_ZONE = "UTC"
+
+if redis_url := os.environ.get("PGWERK_BENCH_REDIS"):  # set by `benchmarks.targets`
+    INSTALLED_APPS += ["django_tasks_db", "django_rq", *([] if find_spec("django.tasks") else ["django_tasks"])]
+    TASKS = {
+        "default": {"BACKEND": "django_tasks_db.DatabaseBackend"},
+        "database": {"BACKEND": "django_tasks_db.DatabaseBackend"},
+        "rq": {"BACKEND": "django_tasks_rq.RQBackend"},
+    }
+    RQ_QUEUES = {"default": {"URL": f"{redis_url}/1"}}

@@ -31,7 +31,7 @@ from pgwerk_django.targets import ForeignTarget
 
 BATCH = 100
 FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0  # seconds, doubling from failure to failure of one job
-MARK_EVERY = 0.02  # seconds; marks of one commit
+MARK_EVERY = 0.05  # seconds; marks of one commit
 STUCK = 1.0  # seconds in one send, after which the jobs behind it are for another thread
 MOST_SENDERS = 4  # threads of one target
 IDLE = 10.0  # seconds without work, after which a thread ends, and its connections with it
@@ -155,13 +155,14 @@ def retry_delay(attempt: int) -> float:
 
 
 class _ClaimLost(Exception):
-    """What was sent in a transaction is taken back: another holds the job."""
+    """What was sent in a transaction is taken back: another holds one of the jobs."""
 
 
 class _Refused(Exception):
     """An engine's own database is away: not to be taken for ours."""
 
 
+SendAll = Callable[[Sequence[Job]], list[str]]
 Tell = Callable[..., None]
 
 
@@ -174,7 +175,8 @@ class Sender:
         self._tell = tell
         self._lock = threading.Lock()
         self._todo: deque[Job] = deque()
-        self._sending: Job | None = None
+        self._alone: set[uuid.UUID] = set()  # those that went together with one that failed
+        self._sending: list[Job] = []
         self._since = 0.0
         self._sent: list[tuple[Job, str]] = []
         self._marked = 0.0
@@ -195,12 +197,12 @@ class Sender:
 
     def is_stuck(self) -> bool:
         with self._lock:
-            return self._sending is not None and time.monotonic() - self._since > STUCK
+            return bool(self._sending) and time.monotonic() - self._since > STUCK
 
     def held(self) -> list[Job]:
         """What it has claimed and not yet marked."""
         with self._lock:
-            return [*self._todo, *([self._sending] if self._sending else []), *(job for job, _ in self._sent)]
+            return [*self._todo, *self._sending, *(job for job, _ in self._sent)]
 
     def recall(self) -> list[Job]:
         """The jobs it has not begun to send, for others to send."""
@@ -244,11 +246,17 @@ class Sender:
         connections[self._outbox.using].close()
         self._wake.wait(AWAY)
 
-    def _next(self) -> Job | None:
+    def _next(self, target: ForeignTarget) -> list[Job]:
+        """One job, or several that go together."""
         with self._lock:
-            self._sending = self._todo.popleft() if self._todo and not self._stopped else None
-            self._since = time.monotonic()
-            return self._sending
+            jobs: list[Job] = []
+            while self._todo and not self._stopped and (not jobs or self._joins(target, jobs[-1], self._todo[0])):
+                jobs.append(self._todo.popleft())
+            self._sending, self._since = jobs, time.monotonic()
+            return jobs
+
+    def _joins(self, target: ForeignTarget, *jobs: Job) -> bool:
+        return all(job.pk not in self._alone and _asked(target.goes_together, job) for job in jobs)
 
     def _send_some(self) -> int:
         """Send over one connection until something fails, with which the connection may have gone. How many went out."""
@@ -257,19 +265,15 @@ class Sender:
             target = targets.get(self.name)
             if not isinstance(target, ForeignTarget):
                 raise ValueError(f"{self.name!r} hands nothing over")
-            with target.connected() as send:
-                while job := self._next():
-                    self._send(target, send, job)
-                    done += 1
+            with target.connected() as send_all:
+                while jobs := self._next(target):
+                    self._send(target, send_all, jobs)
+                    done += len(jobs)
         except Lost:
             raise
-        except _ClaimLost:
-            self._lose(self._taken())
-        except Exception as error:  # noqa: BLE001  # whatever an engine raises, the job is tried again later
+        except Exception as error:  # noqa: BLE001  # whatever an engine raises, the jobs are tried again later
             self._mark()
-            # Without a job at hand it is the target that fails, for all of them.
-            cause = (error.__cause__ or error) if isinstance(error, _Refused) else error
-            self._fail(self._taken() or self.recall(), cause)
+            self._failed(error)
         finally:
             self._taken()
         self._mark()
@@ -277,23 +281,37 @@ class Sender:
 
     def _taken(self) -> list[Job]:
         with self._lock:
-            job, self._sending = self._sending, None
-        return [job] if job else []
+            jobs, self._sending = self._sending, []
+        return jobs
 
-    def _send(self, target: ForeignTarget, send: Callable[[Job], str], job: Job) -> None:
-        if target.writes_to(job) == self._outbox.using:
+    def _failed(self, error: Exception) -> None:
+        jobs = self._taken()
+        if len(jobs) > 1:  # one after the other, so that only the culprit waits
+            self._alone = {job.pk for job in jobs}
+            with self._lock:
+                self._todo.extendleft(reversed(jobs))
+        elif isinstance(error, _ClaimLost):
+            self._lose(jobs)
+        else:
+            cause = (error.__cause__ or error) if isinstance(error, _Refused) else error
+            # Without a job at hand it is the target that fails, for all of them.
+            self._put_back(jobs or self.recall(), cause)
+
+    def _send(self, target: ForeignTarget, send_all: SendAll, jobs: list[Job]) -> None:
+        if _asked(target.writes_to, jobs[0]) == self._outbox.using:
             with atomic(self._outbox.using):
-                if not self._outbox.forward([(job, _id_from(send, job))]):
+                sent = list(zip(jobs, _ids_from(send_all, jobs), strict=True))
+                if len(self._outbox.forward(sent)) < len(jobs):
                     raise _ClaimLost
-            self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key])
+            self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key for job in jobs])
             return
-        external_id = _id_from(send, job)
+        ids = _ids_from(send_all, jobs)
         if threading.current_thread() is self.thread:
             with contextlib.suppress(TransactionLeftOpen):  # a backend may have run the job right here
                 leave_clean()
         with self._lock:
-            self._sent.append((job, external_id))
-            self._sending = None
+            self._sent += zip(jobs, ids, strict=True)
+            self._sending = []
         if time.monotonic() - self._marked > MARK_EVERY:
             self._mark()
 
@@ -314,7 +332,7 @@ class Sender:
         for job in jobs:
             self._tell(signals.lease_lost, job_id=job.pk)
 
-    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+    def _put_back(self, jobs: list[Job], error: BaseException) -> None:
         delays = [retry_delay(job.attempt) for job in jobs]
         if not jobs or not self._outbox.put_back(jobs, error, delays):
             return
@@ -327,11 +345,19 @@ class Sender:
             self._tell(signals.handover_failed, target=self.name, jobs=keys, error=summary, retry_in=retry_in)
 
 
-def _id_from(send: Callable[[Job], str], job: Job) -> str:
+def _ids_from(send_all: SendAll, jobs: Sequence[Job]) -> list[str]:
     try:
-        return send(job)
+        return send_all(jobs)
     except Lost as error:
         raise _Refused from error
+
+
+def _asked(question: Callable[[Job], Any], job: Job) -> Any:
+    """None where the target cannot even tell: that it cannot be sent is said when it is."""
+    try:
+        return question(job)
+    except Exception:  # noqa: BLE001
+        return None
 
 
 class HandOver:

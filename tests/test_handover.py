@@ -374,3 +374,27 @@ def targets_waiting() -> str:
 def test_tasks_that_run_at_once_leave_no_transaction_and_no_language_behind(over: HandOver) -> None:
     Job.objects.create(key="one", target="django_tasks", function=django_tasks.immediate.module_path, args=[1])
     wait_until(lambda: (work(over), status("one") == "FORWARDED")[1])
+
+
+def test_of_jobs_that_go_together_only_the_culprit_waits(apple: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apple, "goes_together", lambda job: True)
+    apple.failing["bad"] = ValueError("no")
+    put("one", "bad", "two")
+    assert hand_over("host:1", using="default") == 2
+    assert (status("one"), status("two"), status("bad")) == ("FORWARDED", "FORWARDED", "READY")
+    assert Job.objects.get(key="bad").attempt == 1
+
+
+def test_tasks_of_our_own_database_go_together_in_one_transaction() -> None:
+    from django_tasks_db.models import DBTaskResult
+
+    for number in range(50):
+        Job.objects.create(
+            key=f"{number}", target="django_tasks", function="tests.django_tasks.database", args=[number]
+        )
+    Job.objects.create(key="gone", target="django_tasks", function="tests.django_tasks.gone")
+    assert hand_over("host:1", using="default") == 50
+    assert sorted(row.args_kwargs["args"][0] for row in DBTaskResult.objects.all()) == list(range(50))
+    assert "cannot be imported" in Job.objects.get(key="gone").error
+    ids = set(Job.objects.filter(status="FORWARDED").values_list("external_id", flat=True))
+    assert ids == {str(row.pk) for row in DBTaskResult.objects.all()}

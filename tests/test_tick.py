@@ -9,6 +9,7 @@ from django.db import connection, connections
 from django.db.models.functions import Now
 
 from pgwerk_django import signals
+from pgwerk_django.inline import Inline
 from pgwerk_django.models import Job, Schedule
 from pgwerk_django.scheduler import Scheduler
 from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, make_due, now, reread, statuses
@@ -743,3 +744,49 @@ def test_what_is_late_is_spread_from_now(scheduler: Scheduler) -> None:
     scheduler.tick()
     runs = {job.run_at - job.enqueued_at for job in Job.objects.all()}
     assert len(runs) > 10
+
+
+# -- start within ----------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_to_start_within_so_many_seconds(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND, _start_within=30)
+    scheduler.tick()
+    (job,) = jobs(row)
+    assert job.start_by == job.run_at + 30 * SECOND
+
+
+@pytest.mark.parametrize("value", ["next", 0])
+def test_or_until_its_next_due_time(scheduler: Scheduler, value: object) -> None:
+    row = make(ago=SECOND, _start_within=value)
+    scheduler.trigger(row.name)
+    scheduler.tick()
+    due, extra = jobs(row)
+    assert due.start_by == extra.start_by == reread(row).next_run_at
+
+
+def test_without_it_there_is_no_such_time(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    scheduler.tick()
+    (job,) = jobs(row)
+    assert job.start_by is None
+
+
+def test_a_job_that_is_too_late_to_start_is_in_nobodys_way(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND, _start_within="next")
+    scheduler.tick()
+    Job.objects.update(start_by=now() - SECOND)
+    make_due(row)
+    scheduler.tick()
+    assert [job.status for job in jobs(row)] == ["READY", "READY"]
+    assert Job.objects.all().skip_not_started(10) == 1
+    late, waiting = jobs(row)
+    assert (late.status, late.reason[:21], waiting.status) == ("SKIPPED", "it was to start by 20", "READY")
+    assert late.expires_at > late.finished_at
+
+
+def test_no_worker_begins_it(scheduler: Scheduler, notes: object) -> None:
+    for key, start_by in (("late", now() - SECOND), ("in time", now() + HOUR)):
+        Job.objects.create(key=key, function="tests.functions.add", args=[1], start_by=start_by)
+    Inline(using="default", now=None).work(max_jobs=10, raising=True)
+    assert dict(Job.objects.values_list("key", "status")) == {"late": "READY", "in time": "SUCCESSFUL"}

@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from django.utils.module_loading import import_string
@@ -72,10 +72,18 @@ class ForeignTarget(Target):
         """
         return None
 
+    def goes_together(self, job: Job) -> bool:
+        """Whether `send_all` sends this one and others of its like all or none."""
+        return self.writes_to(job) is not None
+
     @contextlib.contextmanager
-    def connected(self) -> Iterator[Callable[[Job], str]]:
-        """`send`, for as long as there is something to send."""
-        yield self.send
+    def connected(self) -> Iterator[Callable[[Sequence[Job]], list[str]]]:
+        """`send_all`, for as long as there is something to send."""
+        yield self.send_all
+
+    def send_all(self, jobs: Sequence[Job]) -> list[str]:
+        """Hand jobs over (one, or several that go together): their ids there."""
+        return [self.send(job) for job in jobs]
 
     @abstractmethod
     def send(self, job: Job) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -88,20 +88,27 @@ class PgwerkTarget(ForeignTarget):
             if name.startswith("_"):
                 yield f"kwargs must have no names with a leading underscore for the target 'pgwerk', got {name!r}"
 
+    def goes_together(self, job: Job) -> bool:
+        return True
+
     @contextlib.contextmanager
-    def connected(self) -> Iterator[Callable[[Job], str]]:
+    def connected(self) -> Iterator[Callable[[Sequence[Job]], list[str]]]:
         with asyncio.Runner() as runner:
             app = werk()
             runner.run(app.connect())
             connection = runner.run(psycopg.AsyncConnection.connect(app.dsn, autocommit=True))
             try:
-                yield lambda job: runner.run(self._enqueue(app, job, connection))
+                yield lambda jobs: runner.run(self._enqueue_all(app, jobs, connection))
             finally:
                 runner.run(connection.close())
 
     def send(self, job: Job) -> str:
-        with self.connected() as send:
-            return send(job)
+        with self.connected() as send_all:
+            return send_all([job])[0]
+
+    async def _enqueue_all(self, app: Any, jobs: Sequence[Job], connection: Any) -> list[str]:
+        async with connection.transaction():
+            return [await self._enqueue(app, job, connection) for job in jobs]
 
     async def _enqueue(self, app: Any, job: Job, connection: Any) -> str:
         enqueued = await app.enqueue(
