@@ -103,16 +103,17 @@ WHERE {_HELD} RETURNING job.id
 class Outbox:
     """The statements. Each is guarded by the claim, and gives back the ids of the jobs that it still held."""
 
-    def __init__(self, name: str, *, using: str) -> None:
-        """`name` says who hands over, on the rows."""
+    def __init__(self, name: str, *, using: str, now: dt.datetime | None = None) -> None:
+        """`name` says who hands over, on the rows; a test may say at which instant."""
         self.using = using
         self._name = name
+        self._now = now
         self._lease = dt.timedelta(seconds=conf.current().LEASE)
 
     def claim(self, target: str, limit: int) -> list[Job]:
         """Up to `limit` jobs of a target, the first to run first."""
         parameters = {"target": target, "limit": limit, "lease": self._lease, "name": self._name}
-        jobs = Job.objects.using(self.using).raw(_CLAIM, parameters)
+        jobs = Job.objects.using(self.using).raw(*self._at(_CLAIM, parameters))
         return sorted(jobs, key=lambda job: (-job.priority, job.run_at))
 
     def forward(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
@@ -144,8 +145,21 @@ class Outbox:
             return set()
         mine = {"ids": array([job.pk for job in jobs]), "claims": array([job.claims for job in jobs])}
         with transaction.get_connection(self.using).cursor() as cursor:
-            cursor.execute(statement, {**mine, **parameters})
+            cursor.execute(*self._at(statement, {**mine, **parameters}))
             return {row[0] for row in cursor.fetchall()}
+
+    def targets(self) -> list[str]:
+        """Those that have something to be sent, and that this version knows."""
+        jobs = Job.objects.using(self.using)
+        if self._now is None:
+            return [target for target in jobs.waiting_targets() if _is_known(target)]
+        waiting = jobs.filter(status="READY").exclude(target="worker").order_by("target")
+        return [target for target in waiting.values_list("target", flat=True).distinct() if _is_known(target)]
+
+    def _at(self, statement: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        if self._now is None:
+            return statement, parameters
+        return statement.replace("statement_timestamp()", "%(now)s"), {**parameters, "now": self._now}
 
 
 def retry_delay(attempt: int) -> float:
@@ -180,6 +194,7 @@ class Sender:
         self._since = 0.0
         self._sent: list[tuple[Job, str]] = []
         self._marked = 0.0
+        self.error: BaseException | None = None  # the last that kept something from being sent
         self._told: tuple[str, Every] = ("", Every(TELL_AGAIN))
         self._stopped = False
         self._wake = threading.Event()
@@ -333,6 +348,7 @@ class Sender:
             self._tell(signals.lease_lost, job_id=job.pk)
 
     def _put_back(self, jobs: list[Job], error: BaseException) -> None:
+        self.error = error
         delays = [retry_delay(job.attempt) for job in jobs]
         if not jobs or not self._outbox.put_back(jobs, error, delays):
             return

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pgwerk_django import conf, cron
+from django.dispatch import Signal
+
+from pgwerk_django import conf, cron, signals
 from pgwerk_django import registry as declared
 from pgwerk_django.exceptions import TooManyJobs
+from pgwerk_django.handover import Outbox, Sender
 from pgwerk_django.inline import Inline
 from pgwerk_django.models import Job, Kind, Schedule, Status, database_now, instant
 from pgwerk_django.policies import INSTANT
@@ -27,12 +30,13 @@ MOST_LISTED = 20
 
 
 def run_due(now: dt.datetime | None = None, *, max_jobs: int = MAX_JOBS, raising: bool = False) -> list[Job]:
-    """Be a scheduler at `now`, and run the jobs of schedules that wait then: those jobs, as they ended.
+    """Be a scheduler at `now`, and run or hand over the jobs of schedules that wait then: those jobs, as they ended.
 
     Schedules that code declares are synced first; those that are new exist from `now` on, if that has passed, so that a due
     time at `now` itself fires. What the jobs enqueue waits for `run_jobs`.
 
-    What a job raises is recorded on its row, as in production; with `raising` it is raised here too. Raises `TooManyJobs` when
+    What a job raises, or what keeps one from being handed over, is recorded on its row, as in production; with `raising`
+    it is raised here too. Raises `TooManyJobs` when
     more than `max_jobs` become due.
     """
     at, using = _aware(now), conf.current().DATABASE
@@ -43,7 +47,7 @@ def run_due(now: dt.datetime | None = None, *, max_jobs: int = MAX_JOBS, raising
         if of_schedules.count() - before > max_jobs:
             raise TooManyJobs(max_jobs, f"so many due times of schedules had passed at {at or 'this moment'}")
     worker = Inline(using=using, now=at, only=f"kind <> '{Kind.ADHOC.value}'")
-    return worker.work(max_jobs=max_jobs, raising=raising)
+    return [*worker.work(max_jobs=max_jobs, raising=raising), *_hand_over(at, using, raising=raising)]
 
 
 def run_jobs(
@@ -63,6 +67,25 @@ def run_jobs(
     return Inline(using=conf.current().DATABASE, now=_aware(now)).work(
         queues=queues, max_jobs=max_jobs, raising=raising
     )
+
+
+def _hand_over(now: dt.datetime | None, using: str, *, raising: bool) -> list[Job]:
+    """Send what goes to Django Tasks, Celery or pgwerk: as they are configured in the tests."""
+    keys: list[str] = []
+
+    def tell(signal: Signal, **event: Any) -> None:
+        if signal is signals.jobs_forwarded:
+            keys.extend(event["jobs"])
+        signals.send_now(signal, **event)
+
+    outbox = Outbox("test", using=using, now=now)
+    for target in outbox.targets():
+        sender = Sender(target, outbox, tell)
+        sender.drain()
+        if raising and sender.error is not None:
+            raise sender.error
+    found = {job.key: job for job in Job.objects.using(using).filter(key__in=keys)}
+    return [found[key] for key in keys if key in found]
 
 
 def assert_enqueued(

@@ -17,13 +17,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from pgwerk_django import schedule, signals
-from pgwerk_django.exceptions import JobCancelled, TooManyJobs
+from pgwerk_django.exceptions import FunctionNotFound, JobCancelled, TooManyJobs
 from pgwerk_django.jobs import current_job, enqueue, enqueue_many, pause_queue
 from pgwerk_django.models import Job, Queue, Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.test import assert_enqueued, assert_not_enqueued, isolated_registry, run_due, run_jobs
-from tests import functions
+from tests import django_tasks, functions
 from tests.time_travel import HOUR, MINUTE, SECOND, make, now, reread
 
 pytest_plugins = ["pgwerk_django.pytest_plugin", "pytester"]
@@ -665,3 +665,27 @@ def test_the_plugin_loads_no_model() -> None:
 
 def test_whoever_does_not_ask_for_it_has_no_plugin() -> None:
     assert not [each for each in entry_points(group="pytest11") if each.value.startswith("pgwerk_django")]
+
+
+# -- other targets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_a_task_goes_to_its_backend_at_that_instant(notes: object) -> None:
+    schedule(django_tasks.immediate, cron="0 9 * * *", args=[1], _timezone="UTC")
+    at = dt.datetime(2031, 1, 1, 9, tzinfo=dt.UTC)
+    (job,) = run_due(now=at)
+    assert (job.status, job.target, job.due_at, job.finished_at) == ("FORWARDED", "django_tasks", at, at)
+    assert functions.read() == [["immediate", 1]]
+
+
+@pytest.mark.django_db
+def test_what_cannot_be_handed_over_waits_and_may_be_raised() -> None:
+    schedule("tests.django_tasks.gone", interval=60, _target="django_tasks")
+    at = dt.datetime(2031, 1, 1, tzinfo=dt.UTC)
+    assert run_due(now=at) == []
+    job = Job.objects.get(status="READY")
+    assert job.attempt == 1
+    assert job.run_at > at
+    with pytest.raises(FunctionNotFound, match="cannot be imported"):
+        run_due(now=at + dt.timedelta(hours=1), raising=True)
