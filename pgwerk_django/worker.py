@@ -327,7 +327,7 @@ class Worker:
         ahead = min(int(children.places * AHEAD / max(self._usual, 1e-6)), MOST_AHEAD)
         wanted = children.room() + ahead
         self._claims_soon = now - self._found_none < LINGER
-        if wanted <= ahead / 2 or self._claims_soon:
+        if self._stopped or wanted <= ahead / 2 or self._claims_soon:
             return None
         rows = self._claims.claim(wanted, self.queues)
         if not rows:
