@@ -45,7 +45,7 @@ TIME_ZONE = "UTC"
 if redis_url := os.environ.get("PGWERK_BENCH_REDIS"):  # set by `benchmarks.targets`
     INSTALLED_APPS += ["django_tasks_db", "django_rq", *([] if find_spec("django.tasks") else ["django_tasks"])]
     TASKS = {
-        "default": {"BACKEND": "django_tasks_db.DatabaseBackend"},
+        "default": {"BACKEND": "pgwerk_django.backend.PgwerkBackend"},
         "database": {"BACKEND": "django_tasks_db.DatabaseBackend"},
         "rq": {"BACKEND": "django_tasks_rq.RQBackend"},
     }

@@ -166,11 +166,12 @@ def _alias() -> str | None:
 
 
 def _function_problems() -> Iterable[tuple[str, str]]:
-    for definition in map(targets.resolved, registry):
+    for declared in registry:
         try:
+            definition = targets.resolved(declared)
             target = targets.get(definition.target)
-        except ValueError as error:
-            yield definition.name, str(error)
+        except (ValueError, ImproperlyConfigured) as error:
+            yield declared.name, str(error)
             continue
         for problem in target.problems(definition):
             yield definition.name, problem

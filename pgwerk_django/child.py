@@ -142,19 +142,15 @@ class Jobs:
     def _outcome(self, key: Any, row: Any, running: "Running") -> "Outcome | None":
         """None: it goes on, on the event loop."""
         from pgwerk_django import claims, execution
-        from pgwerk_django.targets.worker import load
 
         job = running.job
         try:
-            function, args, kwargs = claims.call_of(row)
-            func = load(function)
+            call = execution.Call(job, *claims.call_of(row))
         except BaseException as error:  # noqa: BLE001  # a module may raise what it likes, SystemExit too
             return execution.Outcome.failure(job.row, error)
-        if not execution.is_async(func):
-            return execution.run(job, func, args, kwargs)
-        running.go_async(
-            self._event_loop(), execution.arun(job, func, args, kwargs), lambda outcome: self._done(key, outcome)
-        )
+        if not execution.is_async(call.func):
+            return execution.run(call)
+        running.go_async(self._event_loop(), execution.arun(call), lambda outcome: self._done(key, outcome))
         return None
 
     def _done(self, key: Any, outcome: "Outcome") -> None:

@@ -106,7 +106,8 @@ UPDATE _pgwerk_jobs job SET
     exception = coalesce(mine.exception, ''),
     errors = CASE WHEN {_AGAIN} THEN job.errors || jsonb_build_object(
             'attempt', job.attempt, 'at', statement_timestamp(), 'error', mine.error,
-            'exception', coalesce(mine.exception, ''), 'worker', job.worker_name
+            'exception', coalesce(mine.exception, ''), 'worker', job.worker_name,
+            'started_at', mine.ended_at - mine.seconds * interval '1 second'
         ) ELSE job.errors END,
     run_at = CASE WHEN {_AGAIN} THEN
         statement_timestamp() + mine.delay * interval '1 second' ELSE job.run_at END,
@@ -158,7 +159,7 @@ UPDATE _pgwerk_jobs job SET
     exception = CASE WHEN fresh THEN exception ELSE %(exception)s END,
     errors = CASE WHEN becomes = 'READY' AND NOT fresh THEN errors || jsonb_build_object(
             'attempt', attempt, 'at', statement_timestamp(), 'error', %(error)s::text,
-            'exception', %(exception)s::text, 'worker', worker_name
+            'exception', %(exception)s::text, 'worker', worker_name, 'started_at', started_at
         ) ELSE errors END,
     run_at = CASE WHEN becomes = 'READY' THEN statement_timestamp() ELSE run_at END,
     finished_at = CASE WHEN becomes <> 'READY' THEN statement_timestamp() END,

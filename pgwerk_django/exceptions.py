@@ -19,6 +19,10 @@ class JobCancelled(PgwerkError):
         super().__init__(message)
 
 
+class JobSkipped(PgwerkError):
+    """A job was not run: its row says why. Nothing raises this; as a `TaskResult` such a job has it for an error."""
+
+
 class ProcessDied(PgwerkError):
     """The process that ran a job ended under it."""
 

@@ -8,16 +8,20 @@ import json
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
-from django.db import connections
+from django.db import close_old_connections, connections
 from django.utils import timezone, translation
 
 from pgwerk_django import jobs, registry
 from pgwerk_django.exceptions import JobCancelled, PgwerkError, TransactionLeftOpen
 from pgwerk_django.models import Job, Status
+from pgwerk_django.targets.base import found_at
+from pgwerk_django.targets.django_tasks import is_task
+from pgwerk_django.targets.results import TaskRun, enqueued
+from pgwerk_django.targets.worker import function_of
 
 LONGEST_ERROR = 50_000
 LONGEST_SUMMARY = 1000
@@ -44,6 +48,7 @@ class Outcome:
     error: str = ""
     summary: str = ""  # the error in one line
     exception: str = ""  # the dotted path of its class
+    told: bool = False  # to receivers of `task_finished`
     delay: float = 0  # seconds to the next attempt
     seconds: float = 0  # how long it ran
     ended: float = dataclasses.field(default_factory=time.monotonic)
@@ -51,7 +56,8 @@ class Outcome:
     @classmethod
     def success(cls, value: object) -> "Outcome":
         try:
-            return cls(Status.SUCCESSFUL, result=json.dumps(registry.json_value(value, "the job's result")))
+            read = registry.json_value(value, "the job's result", default=registry.plain)
+            return cls(Status.SUCCESSFUL, result=json.dumps(read))
         except (TypeError, ValueError) as error:
             # It ran; another attempt would run it again and return the same.
             summary = str(error)[:LONGEST_SUMMARY]
@@ -79,28 +85,77 @@ def is_async(func: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
 
 
-def run(job: jobs.CurrentJob, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Outcome:
+class Call:
+    """What a job calls: to be made between `begin` and `end`, which tell of it where it is a Task of our own backend."""
+
+    def __init__(self, job: jobs.CurrentJob, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raises whatever the function's module does."""
+        found = found_at(path)
+        task = enqueued(found, job.row) if is_task(found) else None
+        self.job = job
+        self.func = function_of(found, path)
+        self.run = None if task is None else TaskRun(task, job.row, job.clock)
+        self.args = args if self.run is None else [*self.run.context, *args]
+        self.kwargs = kwargs
+
+    def __call__(self) -> Any:
+        return self.func(*self.args, **self.kwargs)
+
+    def begin(self) -> None:
+        if self.run is not None:
+            self.run.started()
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """Of a job that is to be tried again nothing is told; of one that was told to stop, the worker knows what it came to."""
+        is_stopped = self.job.cancelled and outcome.status != Status.SUCCESSFUL
+        if self.run is not None and outcome.status != Status.READY and not is_stopped:
+            self.run.finished(outcome.status, outcome.result, outcome.error, outcome.exception)
+            outcome.told = True
+        return outcome
+
+
+def run(call: Call) -> Outcome:
     """Call a plain function in this thread."""
     try:
-        with jobs.running(job), _django():
-            return Outcome.success(func(*args, **kwargs))
+        with jobs.running(call.job), _django():
+            call.begin()
+            outcome = Outcome.success(call())
     except BaseException as error:  # noqa: BLE001  # a job that calls sys.exit() must not end its worker's thread
-        return Outcome.failure(job.row, error)
+        return _ended(call, Outcome.failure(call.job.row, error))  # in here: receivers may ask for the exception
+    return _ended(call, outcome)
 
 
-async def arun(job: jobs.CurrentJob, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Outcome:
+async def arun(call: Call) -> Outcome:
     """Call an async function on this loop. Its synchronous parts, so its database connections, get a thread of its own."""
     context = ThreadSensitiveContext()
+    async with context:
+        try:
+            with jobs.running(call.job):
+                outcome = Outcome.success(await _called(call, context))
+        except BaseException as error:  # noqa: BLE001
+            return await _aended(call, Outcome.failure(call.job.row, error))
+        return await _aended(call, outcome)
+
+
+async def _called(call: Call, context: ThreadSensitiveContext) -> Any:
     try:
-        with jobs.running(job):
-            async with context:
-                try:
-                    return Outcome.success(await func(*args, **kwargs))
-                finally:
-                    if context in SyncToAsync.context_to_thread_executor:  # it has such parts
-                        await sync_to_async(leave_clean)()
-    except BaseException as error:  # noqa: BLE001
-        return Outcome.failure(job.row, error)
+        if call.run is not None:
+            await sync_to_async(call.begin)()
+        return await call()
+    finally:
+        if context in SyncToAsync.context_to_thread_executor:  # it has synchronous parts
+            await sync_to_async(leave_clean)()
+
+
+def _ended(call: Call, outcome: Outcome) -> Outcome:
+    if call.run is not None:
+        call.end(outcome)
+        close_old_connections()  # which receivers may have opened
+    return outcome
+
+
+async def _aended(call: Call, outcome: Outcome) -> Outcome:
+    return outcome if call.run is None else await sync_to_async(_ended)(call, outcome)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -17,10 +17,9 @@ from psycopg.pq import TransactionStatus
 from pgwerk_django import conf, signals
 from pgwerk_django.claims import FIRST, WAITING, Claims, event_of, job_of
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, TooManyJobs, TransactionLeftOpen
-from pgwerk_django.execution import Outcome, is_async, is_left_open
+from pgwerk_django.execution import Call, Outcome, is_async, is_left_open
 from pgwerk_django.jobs import CurrentJob, running
 from pgwerk_django.models import Job, Status
-from pgwerk_django.targets.worker import load
 
 NO_PROCESS = 0  # no row of `Process` has this id
 
@@ -53,7 +52,7 @@ class Inline(Claims):
         self.begin({held: 0})
         signals.send_now(signals.job_started, job=job)
         started = time.monotonic()
-        outcome, raised = call(CurrentJob(job, report=said.append, now=self._now))
+        outcome, raised = run(CurrentJob(job, report=said.append, now=self._now))
         outcome.seconds = outcome.ended - started
         if said:
             self.progress({held: json.dumps(said[-1])})
@@ -77,31 +76,35 @@ class Inline(Claims):
         return statement.replace("statement_timestamp()", "%(now)s"), {**parameters, **no_time, "now": self._now}
 
 
-def call(job: CurrentJob) -> tuple[Outcome, BaseException | None]:
+def run(job: CurrentJob) -> tuple[Outcome, BaseException | None]:
     """How a job ended, and what it raised; None also when somebody cancelled it.
 
     Of the timeouts only those of async functions are kept: it takes another process to stop a plain one.
     """
     try:
-        func = load(job.function)
-        with running(job), _amid_the_callers():
-            value = async_to_sync(_within_timeout)(job, func) if is_async(func) else func(*job.args, **job.kwargs)
-    except JobCancelled as error:
-        return Outcome.failure(job.row, error), None
-    except BaseException as error:  # noqa: BLE001  # as in a worker's process
+        call = Call(job, job.function, job.args, job.kwargs)
+    except BaseException as error:  # noqa: BLE001  # a module may raise what it likes
         return Outcome.failure(job.row, error), error
-    outcome = Outcome.success(value)
+    try:
+        with running(job), _amid_the_callers():
+            call.begin()
+            value = async_to_sync(_within_timeout)(call) if is_async(call.func) else call()
+    except JobCancelled as error:
+        return call.end(Outcome.failure(job.row, error)), None
+    except BaseException as error:  # noqa: BLE001  # as in a worker's process
+        return call.end(Outcome.failure(job.row, error)), error
+    outcome = call.end(Outcome.success(value))
     return outcome, PgwerkError(outcome.error) if outcome.status == Status.FAILED else None
 
 
-async def _within_timeout(job: CurrentJob, func: Callable[..., Any]) -> Any:
-    clock = asyncio.timeout(job.timeout)
+async def _within_timeout(call: Call) -> Any:
+    clock = asyncio.timeout(call.job.timeout)
     try:
         async with clock:
-            return await func(*job.args, **job.kwargs)
+            return await call()
     except TimeoutError:
         if clock.expired():
-            raise JobTimeout(job.timeout) from None
+            raise JobTimeout(call.job.timeout) from None
         raise  # its own
 
 

@@ -61,6 +61,10 @@ class CurrentJob:
             raise TypeError(f"note must be a string, got {note!r:.80}")
         self._report({"done": done, "total": total, "note": declared.json_value(note[:LONGEST_NOTE], "note")})
 
+    def clock(self) -> dt.datetime:
+        """The instant at which a test has it run, else what this host takes for now."""
+        return self._now or dt.datetime.now(dt.UTC)
+
     @property
     def cancelled(self) -> bool:
         """Whether somebody asked this job to stop. It may return what it has, or raise `exceptions.JobCancelled`."""
@@ -120,18 +124,32 @@ def enqueue(
     if _key is not None:
         job.key = _read_key(_key, "_key")
     job.run_at = _run_at(_delay, _at)
-    if now := _now():
-        job.enqueued_at = now
-    _check_calls(func, [job])
-    using = conf.current().DATABASE
     try:
-        with atomic(using):
-            job.save(using=using, force_insert=True)
+        _write(func, job)
     except IntegrityError as error:
         if _key is None or "pgwerk_job_key" not in str(error):
             raise
         return None
     return job
+
+
+def enqueue_call(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, at: dt.datetime | None, options: Mapping[str, Any]
+) -> Job:
+    """`enqueue`, for who may not choose the names of the arguments: here they may be those of options."""
+    job = _job_of_call(func, args, kwargs, options)
+    job.run_at = _run_at(None, at)
+    _write(func, job)
+    return job
+
+
+def _write(func: Any, job: Job) -> None:
+    if now := _now():
+        job.enqueued_at = now
+    _check_calls(func, [job])
+    using = conf.current().DATABASE
+    with atomic(using):
+        job.save(using=using, force_insert=True)
 
 
 def enqueue_many(
@@ -228,11 +246,16 @@ RETURNING *
 
 
 def _job(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Job:
-    """A job in memory. Raises `ValueError` or `TypeError`, naming the option."""
+    """A job in memory, and no argument of its function that looks like an option."""
     unknown = [key for key in [*kwargs, *options] if key.startswith("_") and (key in kwargs or key not in _OPTIONS)]
     if unknown or options.keys() - _OPTIONS.keys():
         name = unknown[0] if unknown else min(options.keys() - _OPTIONS.keys())
         raise TypeError(f"{name!r} is not an option of enqueue()")
+    return _job_of_call(func, args, kwargs, options)
+
+
+def _job_of_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Job:
+    """A job in memory. Raises `ValueError` or `TypeError`, naming the option."""
     columns = {
         option.removeprefix("_"): read(options[option], option)
         for option, read in _OPTIONS.items()

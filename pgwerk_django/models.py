@@ -474,7 +474,7 @@ def recurrence_of(row: Any) -> Recurrence:
 
 _KEEP_ERROR = (
     "CASE WHEN error <> '' THEN errors || jsonb_build_object('attempt', attempt, 'at', finished_at, 'error', error,"
-    " 'exception', exception, 'worker', worker_name) ELSE errors END"
+    " 'exception', exception, 'worker', worker_name, 'started_at', started_at) ELSE errors END"
 )
 
 

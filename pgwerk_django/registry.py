@@ -120,10 +120,22 @@ def _description(value: object, option: str) -> str:
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
-def json_value(value: object, option: str) -> Any:
+def plain(value: object) -> object:
+    """What Django Tasks takes for JSON, too: other kinds of mappings and sequences, and bytes that are text."""
+    match value:
+        case bytes():
+            return value.decode()
+        case Mapping():
+            return dict(value)
+        case Sequence():
+            return list(value)
+    raise TypeError(f"Unsupported type: {type(value)}")
+
+
+def json_value(value: object, option: str, *, default: Callable[[object], object] | None = None) -> Any:
     """The value as JSON gives it back: what is compared, stored and handed to the function are then the same."""
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=default)
         text.encode()  # refuses half of a surrogate pair
     except UnicodeEncodeError:
         raise ValueError(f"{option} must not contain half a surrogate pair, got {shown(value)}") from None

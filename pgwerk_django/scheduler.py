@@ -30,6 +30,7 @@ from pgwerk_django.models import (
 )
 from pgwerk_django.registry import Options
 from pgwerk_django.sync import Difference, check_on_unregistered, synchronise
+from pgwerk_django.targets.base import found_at
 from pgwerk_django.targets.worker import load
 from pgwerk_django.tick import tick
 
@@ -382,7 +383,8 @@ def _check_payload(func: Any, definition: declared.Definition) -> None:
         raise ValueError(problem)
     if isinstance(func, str):
         try:
-            func = load(func)
+            load(func)
+            func = found_at(func)  # a Task, not the function inside, knows of its context
         except FunctionNotFound:  # it need not be here, but where it runs
             return
     declared.check_arguments(func, definition.args, definition.kwargs)

@@ -10,6 +10,7 @@ import logging
 import queue
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from django.db import close_old_connections, connections, transaction
@@ -101,14 +102,18 @@ class Teller:
     """Sends events in their order on a thread of its own: a receiver that is slow holds up nobody's lease."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[tuple[Signal, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def send(self, signal: Signal, **event: Any) -> None:
+        self.do(functools.partial(send_now, signal, **event))
+
+    def do(self, send: Callable[[], object]) -> None:
+        """For events that are not ours, or take work to put together. It must not raise."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pgwerk-tell", daemon=True)
             self._thread.start()
-        self._events.put((signal, event))
+        self._events.put(send)
 
     def close(self, seconds: float) -> None:
         """Wait at most so long until all are sent."""
@@ -118,9 +123,8 @@ class Teller:
             self._thread = None
 
     def _run(self) -> None:
-        while (told := self._events.get()) is not None:
-            signal, event = told
-            send_now(signal, **event)
+        while (send := self._events.get()) is not None:
+            send()
             close_old_connections()
         connections.close_all()
 

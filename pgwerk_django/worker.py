@@ -1,5 +1,6 @@
 """Claim jobs under a lease, have them run, finish them: at least once each, and only by whoever holds the claim."""
 
+import functools
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ from pgwerk_django.execution import Outcome
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Lost, listening
 from pgwerk_django.models import HEARTBEAT, Job, Process, Status
+from pgwerk_django.targets.results import finished_elsewhere
 
 # Seconds. Under load outcomes are written, and jobs claimed, at most so often: more at once cost less each.
 LINGER = 0.005
@@ -326,7 +328,7 @@ class Worker:
         ahead = min(int(children.places * AHEAD / max(self._usual, 1e-6)), MOST_AHEAD)
         wanted = children.room() + ahead
         self._claims_soon = now - self._found_none < LINGER
-        if wanted <= ahead / 2 or self._claims_soon:
+        if self._stopped or wanted <= ahead / 2 or self._claims_soon:
             return None
         rows = self._claims.claim(wanted, self.queues)
         if not rows:
@@ -452,6 +454,8 @@ class Worker:
             self._tell(signals.lease_lost, job_id=held.key[0])
             return
         self._tell_start(held)
-        told: Any = held.told(status=status, error=outcome.error)
+        told: Any = held.told(status=status, error=outcome.error, exception=outcome.exception)
         signal, event = event_of(told, held.row[_ATTEMPT], outcome, status)
         self._tell(signal, **event)
+        if status in (Status.FAILED, Status.CANCELLED) and not outcome.told:
+            self._teller.do(functools.partial(finished_elsewhere, told, outcome.seconds))

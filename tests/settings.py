@@ -69,6 +69,12 @@ TASKS = {
     "default": {"BACKEND": IMMEDIATE, "QUEUES": []},
     "dummy": {"BACKEND": IMMEDIATE.replace("immediate.Immediate", "dummy.Dummy"), "QUEUES": []},
     "database": {"BACKEND": "django_tasks_db.DatabaseBackend", "QUEUES": []},
+    "pgwerk": {"BACKEND": "pgwerk_django.backend.PgwerkBackend", "QUEUES": []},
+    "patient": {
+        "BACKEND": "pgwerk_django.backend.PgwerkBackend",
+        "QUEUES": ["default", "slow"],
+        "OPTIONS": {"MAX_ATTEMPTS": 3, "BACKOFF": 0, "TIMEOUT": 60, "RESULT_TTL": 10, "FAILURE_TTL": 20},
+    },
     "rq": {"BACKEND": "django_tasks_rq.RQBackend", "QUEUES": ["default", "other"]},
 }
 RQ_QUEUES = {queue: {"URL": f"{REDIS_URL}/1"} for queue in ("default", "other")}

@@ -19,8 +19,9 @@ from pgwerk_django.jobs import enqueue
 from pgwerk_django.models import Job
 from pgwerk_django.registry import Definition
 from pgwerk_django.scheduler import Scheduler
+from pgwerk_django.test import run_jobs
 from pgwerk_django.worker import Worker
-from tests import functions
+from tests import django_tasks, functions
 from tests.time_travel import SECOND, make_due
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -57,6 +58,7 @@ def test_every_block_is_run_by_a_test_here() -> None:
         "ReportTest",
         "tell_the_team",
         "rebuild_index",
+        "TASKS =",
     )
     for block in BLOCKS:
         assert [text for text in tried if text in block], block
@@ -107,6 +109,17 @@ def test_the_progress_example(module: types.ModuleType) -> None:
     Worker(burst=True, concurrency=1).run()
     job = Job.objects.get()
     assert (job.result, job.progress) == (3, {"done": 2, "total": 3, "note": "indexing"})
+
+
+@pytest.mark.django_db
+def test_the_tasks_example(module: types.ModuleType, settings: Any) -> None:
+    settings.TASKS = execute("TASKS =", module)["TASKS"]
+    task = django_tasks.ours.using(backend="default", queue_name="any")
+    assert task.get_backend().check() == []
+    result = task.enqueue(1)
+    (job,) = run_jobs()
+    result.refresh()
+    assert (result.return_value, job.max_attempts, job.timeout) == ([[1], {}], 3, 60)
 
 
 SHOP = """

@@ -121,7 +121,6 @@ def test_the_api_decides_as_sync_does(scheduler: Scheduler) -> None:
         (functions.noop, {"_target": "django_tasks"}, "'tests.functions.noop' is not a Task of Django's"),
         (functions.remember, {"_target": "pgwerk", "_priority": 40_000}, "_priority must be from -32768 to 32767"),
         (functions.remember, {"_target": "pgwerk", "kwargs": {"_x": 1}}, "no names with a leading underscore"),
-        (django_tasks.with_context, {"_target": "worker"}, "passes only to tasks of its own backend"),
         (functions.noop, {"_target": "pigeon"}, "got 'pigeon'"),
     ],
 )
