@@ -14,7 +14,7 @@ import pytest
 from django.core.management import get_commands, load_command_class
 from django.test import TestCase
 
-from pgwerk_django import conf, registry, signals
+from pgwerk_django import conf, registry, signals, targets
 from pgwerk_django.jobs import enqueue
 from pgwerk_django.models import Job
 from pgwerk_django.registry import Definition
@@ -59,6 +59,7 @@ def test_every_block_is_run_by_a_test_here() -> None:
         "tell_the_team",
         "rebuild_index",
         "TASKS =",
+        "send_reminders",
     )
     for block in BLOCKS:
         assert [text for text in tried if text in block], block
@@ -109,6 +110,26 @@ def test_the_progress_example(module: types.ModuleType) -> None:
     Worker(burst=True, concurrency=1).run()
     job = Job.objects.get()
     assert (job.result, job.progress) == (3, {"done": 2, "total": 3, "note": "indexing"})
+
+
+def test_the_targets_example(module: types.ModuleType) -> None:
+    from tests import celery_app  # noqa: F401  the project's app
+
+    execute("send_reminders", module)
+    (definition,) = registry.registry
+    resolved = targets.resolved(definition)
+    assert (resolved.target, list(targets.get("celery").problems(resolved))) == ("celery", [])
+
+
+def test_the_targets_table_is_true() -> None:
+    for row in rows_under("Who runs the jobs"):
+        name, kept = row[1].strip("`").removeprefix('_target="').rstrip('"'), row[4]
+        missing = targets.DEMANDS.keys() - targets.get(name).honours
+        if "all" in kept:
+            assert not missing
+            assert targets.get(name).tells_the_end == ("SKIP" not in kept)
+        else:
+            assert missing == {column for column in targets.DEMANDS if f"`_{column}`" not in kept}
 
 
 @pytest.mark.django_db
