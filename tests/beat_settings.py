@@ -3,7 +3,8 @@
 import environ
 
 DATABASES = {"default": environ.Env().db("DATABASE_URL")}
-INSTALLED_APPS = ["django.contrib.contenttypes", "django_celery_beat"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django_celery_beat", "pgwerk_django"]
 USE_TZ = True
 TIME_ZONE = "Europe/Paris"
 SECRET_KEY = "tests"
+PGWERK = {"AUTODISCOVER": ()}

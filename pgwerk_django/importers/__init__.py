@@ -19,13 +19,13 @@ __all__ = ["Report", "import_beat", "import_text"]
 def import_text(text: str, *, timezone: str | None, using: str, dry_run: bool) -> Report:
     """From our own JSON, which begins with a brace, or else a crontab. Raises `SourceUnreadable`."""
     now = database_now(using)
-    if not text.lstrip().startswith("{"):
-        found = crontab.read(text, now=now, timezone=timezone)
-    elif timezone is None:
-        found = json_file.read(text, now=now)
-    else:
+    is_json = text.lstrip().startswith("{")
+    if is_json and timezone:
         raise SourceUnreadable(f"its schedules say their zones themselves, got the time zone {timezone!r}")
-    return entries.write(found, using=using, now=now, dry_run=dry_run)
+    found = json_file.read(text, now=now) if is_json else crontab.read(text, now=now, timezone=timezone)
+    report = entries.write(found, using=using, now=now, dry_run=dry_run)
+    report.hint = "" if is_json else crontab.HINT
+    return report
 
 
 def import_beat(*, using: str, dry_run: bool) -> Report:

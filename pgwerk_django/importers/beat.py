@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, NoReturn
 
 from django.conf import settings
 
@@ -44,13 +44,17 @@ def _check_queue(queue: object, target: str) -> None:
         )
 
 
+def refuse_the_sun(event: str) -> NoReturn:
+    raise ValueError(f"it follows the sun ({event}), which no rule of ours does")
+
+
 def zone_name() -> str:
     """The zone that beat reads its crontabs in."""
-    zone = current_app().timezone
+    conf = current_app().conf
     # Without `enable_utc` it is the host's, which Django has set to its own.
-    usual = "UTC" if current_app().conf.enable_utc else settings.TIME_ZONE
-    named = getattr(settings, "CELERY_TIMEZONE", None) or usual
-    return str(getattr(zone, "key", named))
+    usual = "UTC" if conf.enable_utc else settings.TIME_ZONE
+    zone = conf.timezone or getattr(settings, "CELERY_TIMEZONE", None) or usual
+    return str(getattr(zone, "key", zone))
 
 
 def crontab_text(crontab: Any) -> str:

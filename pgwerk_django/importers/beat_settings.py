@@ -9,7 +9,7 @@ from django.conf import settings
 
 from pgwerk_django.cron import shown, zone
 from pgwerk_django.exceptions import TargetUnavailable
-from pgwerk_django.importers.beat import crontab_text, definition_of, zone_name
+from pgwerk_django.importers.beat import crontab_text, definition_of, refuse_the_sun, zone_name
 from pgwerk_django.importers.entries import Entry, Found, attempt, planned
 from pgwerk_django.recurrence import seconds
 from pgwerk_django.targets.celery import current_app
@@ -61,6 +61,8 @@ def _rule(schedule: Any, relative: bool, now: dt.datetime) -> tuple[dict[str, An
         # A crontab may have a zone of its own.
         own = getattr(vars(schedule).get("tz"), "key", None)
         return {"cron": crontab_text(schedule), "timezone": own or zone_name()}, None
+    if hasattr(schedule, "event"):
+        refuse_the_sun(schedule.event)
     every = getattr(schedule, "run_every", schedule)
     if isinstance(every, bool) or not isinstance(every, int | float | dt.timedelta):
         raise ValueError(f"its schedule must be seconds, a timedelta or a crontab, got {shown(schedule)}")

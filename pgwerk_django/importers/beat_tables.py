@@ -4,7 +4,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from django.apps import apps
 from django.conf import settings
@@ -12,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.dateparse import parse_datetime
 
 from pgwerk_django import registry as declared
-from pgwerk_django.importers.beat import FIELDS, NAME, crontab_text, definition_of, zone_name
+from pgwerk_django.importers.beat import FIELDS, NAME, crontab_text, definition_of, refuse_the_sun, zone_name
 from pgwerk_django.importers.entries import Entry, Found, attempt, check_once, planned
 from pgwerk_django.registry import Definition
 from pgwerk_django.targets.celery import crontab
@@ -31,6 +31,8 @@ def database(using: str) -> str | None:
 
 
 def _has_tables(alias: str) -> bool:
+    if connections[alias].vendor == "unknown":  # a project may have no default database
+        return False
     with connections[alias].cursor() as cursor:
         return f"{_PREFIX}periodictask" in connections[alias].introspection.table_names(cursor)
 
@@ -102,8 +104,8 @@ def _interval(rule: Mapping[str, Any]) -> dict[str, Any]:
     return {"interval": dt.timedelta(**{rule["period"]: rule["every"]})}
 
 
-def _solar(rule: Mapping[str, Any]) -> dict[str, Any]:
-    raise ValueError(f"it follows the sun ({rule['event']}), which no rule of ours does")
+def _solar(rule: Mapping[str, Any]) -> NoReturn:
+    refuse_the_sun(rule["event"])
 
 
 _RULES = {"crontab": _crontab, "interval": _interval, "solar": _solar}

@@ -16,6 +16,7 @@ from pgwerk_django.importers.command_line import management_command
 from pgwerk_django.importers.entries import Entry, Found, Note, attempt, judged, planned, resolved
 from pgwerk_django.registry import LONGEST_NAME
 
+HINT = "take these lines out of the crontab before you start runscheduler: while they are there, both run them"
 FUNCTION = "django.core.management.call_command"
 _VARIABLE = re.compile(r"""\s*["']?(?P<name>[A-Za-z_]\w*)["']?\s*=\s*(?P<value>.*?)\s*""", re.ASCII | re.DOTALL)
 _ZONES = ("CRON_TZ", "TZ")

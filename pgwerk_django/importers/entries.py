@@ -131,10 +131,11 @@ def _changes(entry: Entry, row: Schedule) -> dict[str, Any]:
 
 def _insert(entry: Entry, *, using: str) -> None:
     row = Schedule(**entry.definition.columns, origin=entry.origin, **entry.machine)
+    # As they are to be: saving gives back what the trigger makes of them.
+    machine = {"next_run_at": row.next_run_at, "replan": row.replan, "error": row.error}
     row.save(force_insert=True, using=using)
-    if row.next_run_at is None:
-        # It has ended, is set aside or waits for a person. The re-plan trigger takes such an insert for one to be planned.
-        machine = {"next_run_at": None, "replan": row.replan, "error": row.error}
+    if machine["next_run_at"] is None:
+        # It has ended, is set aside or waits for a person: to the re-plan trigger such an insert is one to be planned.
         Schedule.objects.using(using).filter(pk=row.pk).update(**machine)
 
 

@@ -104,6 +104,7 @@ def _entry(given: Any, now: dt.datetime) -> Entry:
         raise TypeError(f"a schedule must be an object, got {shown(given)}")
     machine = {column: reader(given[column], column) for column, reader in _MACHINE.items() if column in given}
     options = {column: value for column, value in given.items() if column not in _MACHINE and column != "function"}
+    options["cron"] = options.get("cron") or None  # the column is never null
     for column in INSTANTS:
         if column in options:
             options[column] = _instant(options[column], column)
