@@ -29,7 +29,7 @@ from pgwerk_django.policies import Misfire, Overlap
 from pgwerk_django.recurrence import Cron
 from pgwerk_django.scheduler import Scheduler
 from tests import functions
-from tests.test_processes import ROOT, database_url
+from tests.processes import ROOT, database_url
 from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, now
 
 pytestmark = pytest.mark.django_db(transaction=True)
