@@ -16,11 +16,11 @@ from celery.schedules import crontab, schedule, solar
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.db.backends.dummy.base import DatabaseWrapper
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, given, reject
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pgwerk_django import registry
+from pgwerk_django import cron, registry
 from pgwerk_django.importers import beat as beat_words
 from pgwerk_django.importers import beat_tables
 from pgwerk_django.importers.command_line import management_command
@@ -380,7 +380,7 @@ def test_while_the_app_is_installed(beat: Any) -> None:
 def test_a_hint_to_stop_beat(beat: Any, capsys: pytest.CaptureFixture[str]) -> None:
     beat("task('a', interval=every(60))")
     call_command("schedules", "import", "--dry-run")
-    assert "stop celery beat before you start runscheduler" in capsys.readouterr().err
+    assert "stop celery beat before the import" in capsys.readouterr().err
 
 
 # -- Celery's crontabs in cron's words ---------------------------------------------------------------------------------
@@ -420,7 +420,31 @@ def test_what_cron_cannot_say() -> None:
         beat_words.crontab_text(crontab(day_of_month="8-14", day_of_week="mon"))
 
 
-FIELD_VALUES = {"minute": 60, "hour": 24, "day_of_week": 7, "day_of_month": 31, "month_of_year": 12}
+def spec(low: int, high: int) -> st.SearchStrategy[str]:
+    """A field as Celery reads it: stars, steps, ranges that may run backwards."""
+    number = st.integers(low, high).map(str)
+    bounds = st.tuples(number, number).map("-".join)
+    stepped = st.tuples(st.just("*") | bounds, st.integers(1, high).map(str)).map("/".join)
+    return st.lists(number | bounds | stepped, min_size=1, max_size=3).map(",".join) | st.just("*")
+
+
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(st.tuples(spec(0, 59), spec(0, 23), spec(1, 31), spec(1, 12), spec(0, 6)))
+def test_any_crontab_of_celerys_keeps_its_values_and_its_stars(specs: tuple[str, ...]) -> None:
+    try:
+        theirs = crontab(**dict(zip(beat_words.FIELDS, specs, strict=True)))
+        text = beat_words.crontab_text(theirs)
+    except ValueError:  # no such day in any of the months, or two days that cron cannot ask for
+        reject()
+    Cron(text)
+    values = [getattr(theirs, field) for field in beat_words.FIELDS]
+    assert [found for _, found in cron.fields(text)] == values
+    minute, hour, day, _month, weekday = text.split()
+    for written, kept in zip(specs[:2], (minute, hour), strict=True):
+        assert kept == "*" or kept.startswith("*") == written.startswith("*")
+    assert day.startswith("*") or weekday.startswith("*")  # both are asked for, as Celery does
+
+
 CRONTABS = [
     {"minute": "30", "hour": "7", "day_of_week": "mon-fri"},
     {"minute": "*/7", "hour": "22-4"},

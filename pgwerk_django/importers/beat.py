@@ -16,7 +16,7 @@ from pgwerk_django.targets.base import found_at
 from pgwerk_django.targets.celery import DEFAULT_QUEUE, current_app
 
 NAME = "django-celery-beat"
-HINT = "stop celery beat before you start runscheduler: while both run, both send these tasks"
+HINT = "stop celery beat before the import, and start runscheduler after it: what beat sends later, both send"
 # In the order of cron, which is not that of Celery's arguments.
 FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 _WHOLE = (60, 24, 31, 12, 7)
