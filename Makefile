@@ -50,6 +50,9 @@ $(READY): pyproject.toml
 	@echo "Installing into $(VENV) (a minute, the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@# Apart, and without what it asks for: it has a module of the name of one of rq-scheduler's, and wants an older Django.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/beat --upgrade --no-deps \
+	    django-celery-beat python-crontab 'cron-descriptor<2' django-timezone-field
 	@# For the browser tests' accessibility check; who has no npm goes without.
 	@test -e .browser/node_modules/axe-core/axe.min.js || ! command -v npm >/dev/null || \
 	    npm install --prefix .browser --no-save --silent --no-audit --no-fund axe-core@4

@@ -57,3 +57,7 @@ class FunctionNotFound(PgwerkError):
 
 class TargetUnavailable(PgwerkError):
     """A target cannot be used here: its package is missing, or it is not configured."""
+
+
+class SourceUnreadable(PgwerkError):
+    """What schedules were to be imported from cannot be read at all."""

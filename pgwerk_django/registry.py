@@ -20,6 +20,7 @@ Function = TypeVar("Function")
 
 LONGEST_NAME = 200
 LONGEST_QUEUE = 100
+LONGEST_FUNCTION = 500
 LARGEST_INTEGER = 2**31 - 1
 # Control characters, and halves of surrogate pairs, which have no UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -108,7 +109,7 @@ def _start_within(value: object, option: str) -> int | None:
     return duration(value, option)
 
 
-def _description(value: object, option: str) -> str:
+def free_text(value: object, option: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{option} must be a string, got {shown(value)}")
     if _UNSTORABLE.search(value):
@@ -309,7 +310,7 @@ _OPTIONS: dict[str, Callable[[object, str], Any]] = {
     "_ends_at": instant,
     "_max_runs": _max_runs,
     "_jitter": duration,
-    "_description": _description,
+    "_description": free_text,
     "_target": _target,
 }
 OPTIONS = frozenset(_OPTIONS)
@@ -406,8 +407,10 @@ def define(func: Any, options: Mapping[str, object], *, once: bool = False) -> D
 def import_path(func: Any) -> str:
     if not isinstance(func, str):
         return path_of(func)
-    if not all(part.isidentifier() for part in func.split(".")) or "." not in func or len(func) > 500:
-        raise ValueError(f"func must be a callable or its dotted path (at most 500 characters), got {shown(func)}")
+    if not all(part.isidentifier() for part in func.split(".")) or "." not in func or len(func) > LONGEST_FUNCTION:
+        raise ValueError(
+            f"func must be a callable or its dotted path (at most {LONGEST_FUNCTION} characters), got {shown(func)}"
+        )
     return func
 
 

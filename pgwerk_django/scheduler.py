@@ -15,7 +15,6 @@ from django.db import OperationalError, connections
 import pgwerk_django
 from pgwerk_django import conf, signals, targets
 from pgwerk_django import registry as declared
-from pgwerk_django.exceptions import FunctionNotFound
 from pgwerk_django.handover import HandOver, hand_over
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
@@ -30,8 +29,6 @@ from pgwerk_django.models import (
 )
 from pgwerk_django.registry import Options
 from pgwerk_django.sync import Difference, check_on_unregistered, synchronise
-from pgwerk_django.targets.base import found_at
-from pgwerk_django.targets.worker import load
 from pgwerk_django.tick import tick
 
 Function = TypeVar("Function")
@@ -248,7 +245,7 @@ class Scheduler:
                 changes["target"] = targets.resolved(declared.Definition(**{**row.definition, **changes})).target
             wanted = {**row.definition, **changes}
             declared.check_recurrence(wanted, once=not row.cron and row.interval is None)
-            _check_payload(row.function, declared.Definition(**wanted))
+            targets.check_payload(row.function, declared.Definition(**wanted))
             row.redefine(changes, now=database_now(self.using))
         return row
 
@@ -256,7 +253,7 @@ class Scheduler:
         self, func: Any, options: Mapping[str, Any], *, first: Callable[[dt.datetime], dt.datetime] | None = None
     ) -> Schedule:
         definition = targets.resolved(declared.define(func, options, once=first is not None))
-        _check_payload(func, definition)
+        targets.check_payload(func, definition)
         with atomic(self.using):
             now = database_now(self.using)
             first_due_at = first(now) if first else None
@@ -375,19 +372,6 @@ def _split(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Options, and under `kwargs` what is the function's own."""
     own = {key: value for key, value in kwargs.items() if not key.startswith("_")}
     return {**{key: value for key, value in kwargs.items() if key.startswith("_")}, "kwargs": own}
-
-
-def _check_payload(func: Any, definition: declared.Definition) -> None:
-    """Refuse what the target cannot do, and arguments that do not fit a function that can be imported here."""
-    for problem in targets.get(definition.target).demand_problems(definition):
-        raise ValueError(problem)
-    if isinstance(func, str):
-        try:
-            load(func)
-            func = found_at(func)  # a Task, not the function inside, knows of its context
-        except FunctionNotFound:  # it need not be here, but where it runs
-            return
-    declared.check_arguments(func, definition.args, definition.kwargs)
 
 
 def _check_first(first: dt.datetime | None, definition: declared.Definition) -> None:

@@ -17,6 +17,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import ProgrammingError
 
 from pgwerk_django.loop import hearing
+from pgwerk_django.models import Schedule
 from pgwerk_django.worker import Worker
 
 HANDED_BACK = 3  # exit code
@@ -36,6 +37,13 @@ class PgwerkCommand(BaseCommand):
 
 def text_of(instant: dt.datetime | None = None) -> str:
     return "-" if instant is None else instant.astimezone(dt.UTC).isoformat(timespec="seconds")
+
+
+def upcoming(row: Schedule, n: int, now: dt.datetime) -> list[dt.datetime]:
+    try:
+        return row.upcoming(n, now)
+    except ValueError:  # a recurrence that nobody can read: the next tick sets the row aside
+        return []
 
 
 def whoami() -> str:

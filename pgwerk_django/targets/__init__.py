@@ -9,14 +9,14 @@ import dataclasses
 from typing import Any
 
 from pgwerk_django.exceptions import FunctionNotFound
-from pgwerk_django.registry import Definition
+from pgwerk_django.registry import Definition, check_arguments
 from pgwerk_django.targets.base import DEMANDS, ForeignTarget, Target, found_at
 from pgwerk_django.targets.celery import CeleryTarget
 from pgwerk_django.targets.django_tasks import DjangoTasksTarget
 from pgwerk_django.targets.pgwerk import PgwerkTarget
-from pgwerk_django.targets.worker import WorkerTarget
+from pgwerk_django.targets.worker import WorkerTarget, load
 
-__all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "get", "resolved", "target_of"]
+__all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "check_payload", "get", "resolved", "target_of"]
 
 WORKER = WorkerTarget()
 TARGETS: dict[str, Target] = {
@@ -59,3 +59,16 @@ def resolved(definition: Definition) -> Definition:
     usual = {each.name: each.default for each in dataclasses.fields(Definition)}
     changes = {column: value for column, value in said.items() if getattr(definition, column) == usual[column]}
     return dataclasses.replace(definition, **{"target": target.name, **changes})
+
+
+def check_payload(func: Any, definition: Definition) -> None:
+    """Refuse what the target cannot do, and arguments that do not fit a function that can be imported here."""
+    for problem in get(definition.target).demand_problems(definition):
+        raise ValueError(problem)
+    if isinstance(func, str):
+        try:
+            load(func)
+            func = found_at(func)  # a Task, not the function inside, knows of its context
+        except FunctionNotFound:  # it need not be here, but where it runs
+            return
+    check_arguments(func, definition.args, definition.kwargs)

@@ -22,13 +22,28 @@ LONGEST_REPR = 10_000
 PUBLISH = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
 
 
-def current_app() -> Any:
-    """The project's Celery app. The one place where the package is imported."""
+def _package() -> Any:
+    """The one place where the package is imported."""
     try:
-        import celery
+        import celery.schedules
     except ImportError as error:
         raise TargetUnavailable("celery is not installed: pip install 'pgwerk-django[celery]'") from error
-    return celery.current_app
+    return celery
+
+
+def current_app() -> Any:
+    """The project's Celery app."""
+    return _package().current_app
+
+
+def crontab(**fields: str) -> Any:
+    """Celery's own reading of a crontab, whose grammar is not cron's. Raises `ValueError`."""
+    schedules = _package().schedules
+    try:
+        return schedules.crontab(**fields)
+    except schedules.ParseException as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        raise ValueError(f"Celery cannot read its crontab ({shown}): {error}") from error
 
 
 class CeleryTarget(ForeignTarget):

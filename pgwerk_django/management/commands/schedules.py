@@ -1,18 +1,19 @@
-"""`manage.py schedules list|next|pause|resume|trigger`: what the admin does, on the command line."""
+"""`manage.py schedules list|next|pause|resume|trigger|export|import`: what the admin does, and moving house."""
 
-import datetime as dt
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
 
-from pgwerk_django.management.service import PgwerkCommand, positive, text_of, whoami
-from pgwerk_django.models import Schedule, database_now
+from pgwerk_django.importers import json_file
+from pgwerk_django.management import moving
+from pgwerk_django.management.service import PgwerkCommand, positive, text_of, upcoming, whoami
+from pgwerk_django.models import database_now
 from pgwerk_django.scheduler import Scheduler
 
 
 class Command(PgwerkCommand):
-    help = "Lists schedules and their next runs; pauses, resumes and triggers them."
+    help = "Lists schedules and their next runs; pauses, resumes and triggers them; exports and imports them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
@@ -24,38 +25,30 @@ class Command(PgwerkCommand):
             acting = verbs.add_parser(verb, help=f"{verb} schedules by name")
             acting.add_argument("names", nargs="+", metavar="name")
         verbs.choices["pause"].add_argument("--reason", default="", help="shown in the admin")
+        moving.add_verbs(verbs)
 
     def handle(self, *args: Any, verb: str, names: list[str] | None = None, **options: Any) -> None:
         scheduler = Scheduler()
+        if verb == "import":
+            moving.move_in(self, scheduler.using, **options)
+            return
         every = scheduler.list_schedules()
         if unknown := set(names or ()) - {row.name for row in every}:
             raise CommandError(f"there is no schedule named {min(unknown)!r}; 'schedules list' shows them all")
         now = database_now(scheduler.using)
-        if verb == "list":
+        chosen = [row for row in every if not names or row.name in names]
+        if verb == "export":
+            self.stdout.write(json_file.dump(chosen))
+        elif verb == "list":
             for row in every:
-                words = (
-                    row.name,
-                    row.state(now).value,
-                    row.rule,
-                    text_of(*_upcoming(row, 1, now)),
-                    text_of(row.last_run_at),
-                )
-                self.stdout.write("\t".join(words))
+                runs = (text_of(*upcoming(row, 1, now)), text_of(row.last_run_at))
+                self.stdout.write("\t".join((row.name, row.state(now).value, row.rule, *runs)))
         elif verb == "next":
-            chosen = [row for row in every if not names or row.name in names]
-            for due_at, name in sorted(
-                (at, row.name) for row in chosen for at in _upcoming(row, options["count"], now)
-            ):
+            runs_of = ((at, row.name) for row in chosen for at in upcoming(row, options["count"], now))
+            for due_at, name in sorted(runs_of):
                 self.stdout.write(f"{text_of(due_at)}\t{name}")
         else:
             extra = {"reason": options["reason"]} if verb == "pause" else {}
-            for name in names or ():
-                getattr(scheduler, verb)(name, by=whoami(), **extra)
-                self.stdout.write(f"{verb} {name}")
-
-
-def _upcoming(row: Schedule, n: int, now: dt.datetime) -> list[dt.datetime]:
-    try:
-        return row.upcoming(n, now)
-    except ValueError:  # a recurrence that nobody can read: the next tick sets the row aside
-        return []
+            for row in chosen:
+                getattr(scheduler, verb)(row.name, by=whoami(), **extra)
+                self.stdout.write(f"{verb} {row.name}")

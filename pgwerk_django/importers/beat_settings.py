@@ -1,0 +1,85 @@
+"""`CELERY_BEAT_SCHEDULE`, and what the project's Celery app has made of it."""
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+
+from pgwerk_django.cron import shown, zone
+from pgwerk_django.exceptions import TargetUnavailable
+from pgwerk_django.importers.beat import crontab_text, definition_of, refuse_the_sun, zone_name
+from pgwerk_django.importers.entries import Entry, Found, attempt, planned
+from pgwerk_django.recurrence import seconds
+from pgwerk_django.targets.celery import current_app
+
+_KEYS = {"task", "schedule", "args", "kwargs", "options", "relative"}
+_OPTIONS = {"queue", "priority", "expires", "expire_seconds"}
+
+
+def entries() -> dict[str, Any]:
+    found = dict(getattr(settings, "CELERY_BEAT_SCHEDULE", None) or {})
+    try:
+        return {**found, **(current_app().conf.beat_schedule or {})}
+    except TargetUnavailable:
+        return found
+
+
+def read(found: Mapping[str, Any], *, now: dt.datetime) -> Iterator[Found]:
+    """Beat keeps to itself when it last sent these: they are planned from now."""
+    for name, given in found.items():
+        yield attempt(str(name), partial(_entry, name, given, now))
+
+
+def _entry(name: str, given: Any, now: dt.datetime) -> Entry:
+    if not isinstance(given, Mapping) or not given.get("task") or given.get("schedule") is None:
+        raise ValueError(f"it must be a dict with a task and a schedule, got {shown(given)}")
+    if unknown := sorted(map(str, given.keys() - _KEYS)):
+        raise ValueError(f"its {unknown[0]!r} cannot be carried over: only {', '.join(sorted(_KEYS))} can")
+    options = {"args": given.get("args"), "kwargs": given.get("kwargs"), **_options(given.get("options") or {})}
+    rule, anchor = _rule(given["schedule"], bool(given.get("relative")), now)
+    definition = definition_of(name, given["task"], {**options, **rule})
+    return Entry(definition, planned(definition, now, anchor=anchor))
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(map(str, given.keys() - _OPTIONS)):
+        raise ValueError(f"its option {unknown[0]!r} cannot be carried over: only {', '.join(sorted(_OPTIONS))} can")
+    expires = given.get("expires", given.get("expire_seconds"))
+    until = {"ends_at": expires} if isinstance(expires, dt.datetime) else {"start_within": _expiry(expires)}
+    return {"queue": given.get("queue"), "priority": given.get("priority"), **until}
+
+
+def _expiry(value: object) -> int | None:
+    return None if value is None else seconds(value, "expires", minimum=1)
+
+
+def _rule(schedule: Any, relative: bool, now: dt.datetime) -> tuple[dict[str, Any], dt.datetime | None]:
+    """The options that say when, and the anchor of a grid that keeps to the clock. Celery's own kinds are known by what they have."""
+    if hasattr(schedule, "_orig_minute"):
+        # A crontab may have a zone of its own.
+        own = getattr(vars(schedule).get("tz"), "key", None)
+        return {"cron": crontab_text(schedule), "timezone": own or zone_name()}, None
+    if hasattr(schedule, "event"):
+        refuse_the_sun(schedule.event)
+    every = getattr(schedule, "run_every", schedule)
+    if isinstance(every, bool) or not isinstance(every, int | float | dt.timedelta):
+        raise ValueError(f"its schedule must be seconds, a timedelta or a crontab, got {shown(schedule)}")
+    if relative or getattr(schedule, "relative", False):
+        return {"interval": every}, _rounded(now, seconds(every, "schedule", minimum=1))
+    return {"interval": every}, None
+
+
+def _rounded(now: dt.datetime, every: int) -> dt.datetime:
+    """To the whole minute or hour that a relative schedule keeps to; its days are those of the calendar."""
+    if every >= 24 * 60 * 60 and zone_name() != "UTC":
+        raise ValueError(
+            f"it is relative to the days of {zone_name()}, which are not all equally long: give it a crontab"
+        )
+    local = now.astimezone(zone(zone_name())).replace(microsecond=0)
+    if every >= 60:
+        local = local.replace(second=0)
+    if every >= 60 * 60:
+        local = local.replace(minute=0)
+    return (local.replace(hour=0) if every >= 24 * 60 * 60 else local).astimezone(dt.UTC)
