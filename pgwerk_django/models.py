@@ -398,7 +398,7 @@ class Schedule(models.Model):
         """Write `changes` to this row, which the caller has locked, and plan it if `plan` or if they touch when it is due.
 
         A due time that has passed and that no tick has seen yet is not lost: it stays, and the new rule follows after it.
-        With `first` the row is due then, whatever it waited for.
+        With `first` the row is due then, whatever it waited for; a paused one, if it is resumed by then.
         """
         if first is not None:
             changes = {**changes, "anchor_at": first}
@@ -408,7 +408,8 @@ class Schedule(models.Model):
             setattr(self, column, value)
         if changes:
             rows.update(**changes)
-        if not self.paused and (plan or changes.keys() & PLANNING or "paused" in changes):
+        plans = plan or changes.keys() & PLANNING or "paused" in changes
+        if first is not None or (plans and not self.paused):
             self.replan, self.error = False, ""
             if first is not None:
                 self.next_run_at = first

@@ -425,7 +425,17 @@ def _is_same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, float) != isinstance(other, float):
+        return _is_same_number(one, other)
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _is_same_number(one: Any, other: Any) -> bool:
+    """A large float, such as 1e23, comes back from PostgreSQL's JSON as the integer of the same digits."""
+    try:
+        return not isinstance(one, bool) and not isinstance(other, bool) and float(one) == float(other)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 class Registry:

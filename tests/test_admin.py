@@ -581,6 +581,9 @@ def test_a_function_that_cannot_run_is_refused(anna: Client, function: str, why:
         ({"interval": "60", "jitter": ""}, "jitter", ""),
         ({"interval": "60", "misfire": "MAYBE"}, "misfire", ""),
         ({"interval": "60", "target": "nowhere"}, "target", "nowhere"),
+        ({"interval": "60", "target": "celery"}, "function", "is not a Celery task"),
+        ({"interval": "60", "target": "celery", "max_attempts": "3"}, "target", "_max_attempts must not be given"),
+        ({"interval": "60", "target": "django_tasks", "overlap": "SKIP"}, "target", "does not tell when a job has ended"),
         ({"interval": "60", "queue": "q" * 101}, "queue", ""),
         ({"interval": "60", "queue": "a\tb"}, "queue", "queue"),
         ({"interval": "60", "name": "a\tb"}, "name", "control characters"),
@@ -1375,3 +1378,25 @@ def test_payloads_survive_a_round_trip_through_the_form(anna: Client, allowed: N
     assert reread(row).args == row.args
     request = RequestFactory().get("/")
     assert ScheduleAdmin(Schedule, admin.site).get_queryset(request).ordered
+
+
+@pytest.mark.parametrize(
+    ("function", "target", "becomes"),
+    [
+        ("tests.functions.add", "", "worker"),
+        ("tests.celery_app.remember", "", "celery"),
+        ("tests.django_tasks.database", "", "django_tasks"),
+        ("elsewhere.task", "celery", "celery"),  # known to Celery's workers only
+    ],
+)
+def test_without_a_target_the_function_decides(
+    anna: Client, settings: Any, function: str, target: str, becomes: str
+) -> None:
+    settings.PGWERK = {"ALLOWED_FUNCTIONS": ["tests.*", "elsewhere.*"]}
+    response = anna.post(f"{LIST}add/", form(function=function, target=target, interval="60"))
+    assert response.status_code == 302, errors(response)
+    assert Schedule.objects.get().target == becomes
+
+
+def test_the_form_leaves_the_target_to_the_function(anna: Client) -> None:
+    assert 'name="target" value="worker"' not in anna.get(f"{LIST}add/").content.decode()

@@ -301,3 +301,11 @@ def test_a_scheduler_may_run_again_after_a_stop() -> None:
         scheduler.run()
     scheduler.stop()
     scheduler.run()  # a stop that came first counts
+
+
+def test_a_paused_one_off_that_is_given_another_time_has_that(scheduler: Scheduler) -> None:
+    row = scheduler.schedule_in(60, functions.noop)
+    scheduler.pause(row.name)
+    later = now() + HOUR
+    scheduler.schedule_at(functions.noop, later)
+    assert scheduler.resume(row.name).next_run_at == later

@@ -435,3 +435,9 @@ def test_orphans_are_said_aloud(scheduler: Scheduler, caplog: pytest.LogCaptureF
     (record,) = [r for r in caplog.records if r.getMessage().startswith("schedules_orphaned")]
     assert record.levelname == "WARNING"
     assert 'names="s0,s1,s2,s3,s4 and 3 more"' in record.getMessage()
+
+
+def test_a_number_that_postgresql_writes_otherwise_is_no_change() -> None:
+    schedule(functions.noop, interval=60, _meta={"large": 1e23, "small": 1e-9, "whole": 3.0, "list": [1e300]})
+    assert Scheduler().sync() == (1, 0, [])
+    assert Scheduler().sync() == (0, 0, [])

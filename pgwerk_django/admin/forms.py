@@ -223,6 +223,8 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
             problems = list(targets.get(self.cleaned_data["target"]).function_problems(function))
             if problems:
                 self.add_error("function", [ValidationError(problem) for problem in problems])
+            elif not _is_here(function):  # Celery's workers may know what this process does not
+                return
             elif self._report("function", _check_own_path, function) and not {"args", "kwargs"} & self.errors.keys():
                 # What does not fit is told with its values: of secrets only the names count here.
                 got = masked_args(function, self.cleaned_data["args"]), masked(self.cleaned_data["kwargs"])
@@ -245,6 +247,14 @@ def _not_admitted(function: str) -> ValidationError:
         ),
         params={"function": function},
     )
+
+
+def _is_here(function: str) -> bool:
+    try:
+        import_string(function)
+    except Exception:  # noqa: BLE001  # whatever its module raises
+        return False
+    return True
 
 
 def _check_own_path(function: str) -> None:
