@@ -29,7 +29,8 @@ from pgwerk_django.loop import Every, Lost
 from pgwerk_django.models import Job, atomic
 from pgwerk_django.targets import ForeignTarget
 
-BATCH = 100
+BATCH, FIRST_BATCH = 100, 10  # jobs of one claim, at most and at first;
+BATCH_TAKES = 1.0  # seconds, by the pace so far: what waits longer for its turn, other schedulers could send
 FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0  # seconds, doubling from failure to failure of one job
 MARK_EVERY = 0.05  # seconds; marks of one commit
 STUCK = 1.0  # seconds in one send, after which the jobs behind it are for another thread
@@ -193,6 +194,7 @@ class Sender:
         self._sending: list[Job] = []
         self._since = 0.0
         self._sent: list[tuple[Job, str]] = []
+        self._batch = FIRST_BATCH
         self._marked = 0.0
         self.error: BaseException | None = None  # the last that kept something from being sent
         self._told: tuple[str, Every] = ("", Every(TELL_AGAIN))
@@ -231,10 +233,13 @@ class Sender:
     def drain(self) -> int:
         """Hand over until nothing of this target waits. How many were."""
         done = 0
-        while not self._stopped and (jobs := self._outbox.claim(self.name, BATCH)):
+        while not self._stopped and (jobs := self._outbox.claim(self.name, self._batch)):
+            started = time.monotonic()
             self._todo.extend(jobs)
             while self._todo and not self._stopped:
                 done += self._send_some()
+            pace = len(jobs) / max(time.monotonic() - started, 1e-6)
+            self._batch = max(1, min(int(pace * BATCH_TAKES), BATCH))
         return done
 
     def _run(self) -> None:

@@ -117,8 +117,6 @@ def _upsert(entry: Entry, *, using: str, now: dt.datetime) -> Line:
     shown = {column: (getattr(row, column), value) for column, value in changes.items()}
     first = changes.pop("anchor_at", None)
     row.redefine(changes, now=now, first=first)
-    if first and row.paused:  # for when somebody resumes it
-        rows.filter(pk=row.pk).update(next_run_at=first)
     return Line("updated", name, changes=shown)
 
 
