@@ -38,6 +38,7 @@ MOST_SENDERS = 4  # threads of one target
 IDLE = 10.0  # seconds without work, after which a thread ends, and its connections with it
 AWAY = 0.5  # seconds between two tries to reach a lost database
 STOPS_WITHIN = 5.0
+LONGEST_ID = 255
 TELL_AGAIN = 60.0  # seconds until the same failure is told once more
 
 _COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
@@ -118,15 +119,16 @@ class Outbox:
         return sorted(jobs, key=lambda job: (-job.priority, job.run_at))
 
     def forward(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
-        external_ids = array([external_id[:255] for _, external_id in sent])
-        jobs = [job for job, _ in sent]
-        done = self._write(_FORWARD, jobs, external_ids=external_ids, result_ttl=conf.current().RESULT_TTL)
-        if len(done) < len(sent):
-            done |= self._write(_NOTE_SENT, jobs, external_ids=external_ids)
-        return done
+        """Mark what was sent, with the ids that it has there."""
+        ttl = conf.current().RESULT_TTL
+        return self._write(_FORWARD, [job for job, _ in sent], external_ids=_external_ids(sent), result_ttl=ttl)
+
+    def note_sent(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
+        """Note it on those that have come to something else meanwhile."""
+        return self._write(_NOTE_SENT, [job for job, _ in sent], external_ids=_external_ids(sent))
 
     def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> set[uuid.UUID]:
-        text = "".join(traceback.format_exception(error)).replace("\0", "\\0").encode("utf-8", "replace").decode()
+        text = _storable("".join(traceback.format_exception(error)))
         return self._write(
             _PUT_BACK,
             jobs,
@@ -163,6 +165,14 @@ class Outbox:
         return statement.replace("statement_timestamp()", "%(now)s"), {**parameters, "now": self._now}
 
 
+def _external_ids(sent: Sequence[tuple[Job, str]]) -> str:
+    return array([_storable(external_id)[:LONGEST_ID] for _, external_id in sent])
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
 def retry_delay(attempt: int) -> float:
     """Seconds from a job's failure number `attempt` (from 0) to the next try, spread so that not all come at once."""
     ceiling: float = min(FIRST_RETRY * 2 ** min(attempt, 20), LONGEST_RETRY)
@@ -192,7 +202,7 @@ class Sender:
         self._todo: deque[Job] = deque()
         self._alone: set[uuid.UUID] = set()  # those that went together with one that failed
         self._sending: list[Job] = []
-        self._since = 0.0
+        self._since: float | None = None  # busy with one send, or with connecting
         self._sent: list[tuple[Job, str]] = []
         self._batch = FIRST_BATCH
         self._marked = 0.0
@@ -213,16 +223,24 @@ class Sender:
         self._wake.set()
 
     def is_stuck(self) -> bool:
-        with self._lock:
-            return bool(self._sending) and time.monotonic() - self._since > STUCK
+        since = self._since
+        return since is not None and time.monotonic() - since > STUCK
 
     def held(self) -> list[Job]:
         """What it has claimed and not yet marked."""
         with self._lock:
             return [*self._todo, *self._sending, *(job for job, _ in self._sent)]
 
+    def relieve(self) -> None:
+        """It hangs: what it has not begun to send is for others, or for later where it cannot even connect."""
+        jobs = self.recall()
+        if self._sending:
+            self._outbox.hand_back(jobs)
+        else:
+            self._put_back(jobs, TimeoutError(f"{self.name!r} could not be connected to within {STUCK:g} s"))
+
     def recall(self) -> list[Job]:
-        """The jobs it has not begun to send, for others to send."""
+        """The jobs it has not begun to send."""
         with self._lock:
             jobs = list(self._todo)
             self._todo.clear()
@@ -251,6 +269,10 @@ class Sender:
                 except Lost:
                     self._lose_the_database()
                     continue
+                except Exception as error:  # noqa: BLE001  # a statement of ours fails: it must not end in silence
+                    self._tell_failure([], error, AWAY)
+                    self._wake.wait(AWAY)
+                    continue
                 connections[self._outbox.using].close_if_unusable_or_obsolete()
                 if not self._wake.wait(IDLE):
                     return
@@ -268,12 +290,16 @@ class Sender:
 
     def _next(self, target: ForeignTarget) -> list[Job]:
         """One job, or several that go together."""
-        with self._lock:
-            jobs: list[Job] = []
-            while self._todo and not self._stopped and (not jobs or self._joins(target, jobs[-1], self._todo[0])):
-                jobs.append(self._todo.popleft())
-            self._sending, self._since = jobs, time.monotonic()
-            return jobs
+        jobs: list[Job] = []
+        while self._todo and not self._stopped:
+            # Outside of the lock: to ask a target may take the import of a module.
+            if jobs and not self._joins(target, jobs[-1], *list(self._todo)[:1]):
+                break
+            with self._lock:
+                jobs += [self._todo.popleft()] if self._todo else []
+                self._sending = jobs
+        self._since = time.monotonic()
+        return jobs
 
     def _joins(self, target: ForeignTarget, *jobs: Job) -> bool:
         return all(job.pk not in self._alone and _asked(target.goes_together, job) for job in jobs)
@@ -281,6 +307,7 @@ class Sender:
     def _send_some(self) -> int:
         """Send over one connection until something fails, with which the connection may have gone. How many went out."""
         done = 0
+        self._since = time.monotonic()
         try:
             target = targets.get(self.name)
             if not isinstance(target, ForeignTarget):
@@ -301,7 +328,7 @@ class Sender:
 
     def _taken(self) -> list[Job]:
         with self._lock:
-            jobs, self._sending = self._sending, []
+            jobs, self._sending, self._since = self._sending, [], None
         return jobs
 
     def _failed(self, error: Exception) -> None:
@@ -331,7 +358,7 @@ class Sender:
                 leave_clean()
         with self._lock:
             self._sent += zip(jobs, ids, strict=True)
-            self._sending = []
+            self._sending, self._since = [], None
         if time.monotonic() - self._marked > MARK_EVERY:
             self._mark()
 
@@ -341,12 +368,14 @@ class Sender:
         if not sent:
             return
         done = self._outbox.forward(sent)
+        late = [(job, external_id) for job, external_id in sent if job.pk not in done]
+        done |= self._outbox.note_sent(late)
         self._marked = time.monotonic()
         with self._lock:
             del self._sent[: len(sent)]
         if done:
             self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key for job, _ in sent if job.pk in done])
-        self._lose(job for job, _ in sent if job.pk not in done)
+        self._lose(job for job, _ in late if job.pk not in done)
 
     def _lose(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -357,13 +386,16 @@ class Sender:
         delays = [retry_delay(job.attempt) for job in jobs]
         if not jobs or not self._outbox.put_back(jobs, error, delays):
             return
+        self._tell_failure(jobs, error, min(delays))
+
+    def _tell_failure(self, jobs: list[Job], error: BaseException, delay: float) -> None:
+        """Once a minute, for as long as it is the same."""
         summary = f"{type(error).__name__}: {error}"[:LONGEST_SUMMARY]
         if summary != self._told[0]:
             self._told = (summary, Every(TELL_AGAIN))
         if self._told[1]():
             keys = [job.key for job in jobs]
-            retry_in = round(min(delays), 1)
-            self._tell(signals.handover_failed, target=self.name, jobs=keys, error=summary, retry_in=retry_in)
+            self._tell(signals.handover_failed, target=self.name, jobs=keys, error=summary, retry_in=round(delay, 1))
 
 
 def _ids_from(send_all: SendAll, jobs: Sequence[Job]) -> list[str]:
@@ -396,7 +428,7 @@ class HandOver:
         self._senders = [sender for sender in self._senders if sender.thread.is_alive()]
         for sender in self._senders:
             if sender.is_stuck():
-                self._outbox.hand_back(sender.recall())
+                sender.relieve()
         if self._senders and self._time_to_renew():
             self._outbox.renew([job for sender in self._senders for job in sender.held()])
         for target in waiting:

@@ -1,5 +1,6 @@
 """Hand-over: nothing is lost while an engine is away, and one that hangs holds up nobody else."""
 
+import contextlib
 import datetime as dt
 import threading
 from collections.abc import Iterator
@@ -229,6 +230,47 @@ def test_a_slow_engine_leaves_others_something_to_send(apple: Fake, monkeypatch:
     assert claimed == [handover.FIRST_BATCH, 1, 1, 1]
 
 
+def test_one_that_hangs_while_it_connects_is_told_on_the_rows(
+    engines: dict[str, Fake], over: HandOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apple = engines["apple"]
+
+    @contextlib.contextmanager
+    def connected() -> Iterator[Any]:
+        apple.gate.wait(30)
+        yield apple.send_all
+
+    monkeypatch.setattr(handover, "STUCK", 0.05)
+    monkeypatch.setattr(apple, "connected", connected)
+    put("one", "two")
+    put("other", target="pear")
+    wait_until(lambda: (work(over), Job.objects.filter(target="apple").exclude(error="").count() == 2)[1])
+    assert "could not be connected to" in Job.objects.get(key="one").error
+    assert status("other") == "FORWARDED"
+    apple.gate.set()
+    wait_until(lambda: (work(over), len(apple.sent) == 2)[1])
+
+
+def test_an_id_that_cannot_be_stored_is_no_reason_to_send_twice(apple: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apple, "send", lambda job: "a\0b\ud800" + "c" * 300)
+    put("one")
+    assert hand_over("host:1", using="default") == 1
+    assert Job.objects.get().external_id.startswith("a\\0b?ccc")
+
+
+def test_a_cancel_amid_a_transaction_takes_the_send_back() -> None:
+    from django_tasks_db.models import DBTaskResult
+
+    Job.objects.create(key="one", target="django_tasks", function="tests.django_tasks.database")
+    outbox = Outbox("host:1", using="default")
+    (job,) = outbox.claim("django_tasks", 10)
+    job.cancel()
+    sender = Sender("django_tasks", outbox)
+    sender._todo.append(job)
+    sender._send_some()
+    assert (DBTaskResult.objects.count(), status("one")) == (0, "CANCELLED")
+
+
 def test_no_more_than_a_few_threads_hang(apple: Fake, over: HandOver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "STUCK", 0.05)
     apple.hanging = {f"{n}" for n in range(10)}
@@ -300,7 +342,7 @@ def test_an_expired_lease_is_anothers_to_take(apple: Fake, caplog: pytest.LogCap
     assert hand_over("host:2", using="default") == 0
     Job.objects.update(lease_until=database_now("default") - SECOND)
     assert hand_over("host:2", using="default") == 1
-    assert first.forward([(job, "mine")]) == set()
+    assert first.forward([(job, "mine")]) == first.note_sent([(job, "mine")]) == set()
     assert first.renew([job]) == first.put_back([job], ValueError(), [1]) == set()
     assert Job.objects.get().external_id == "their-one"
 
