@@ -80,7 +80,8 @@ def ours(target: str, function: str, jobs: int) -> float:
 
 
 def claims_and_marks(target: str, function: str, jobs: int) -> float:
-    from pgwerk_django.handover import BATCH, Outbox
+    from pgwerk_django.handover import BATCH
+    from pgwerk_django.outbox import Outbox
 
     def work() -> None:
         outbox = Outbox("bench", using="default")

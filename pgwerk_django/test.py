@@ -15,9 +15,10 @@ from django.dispatch import Signal
 from pgwerk_django import conf, cron, signals
 from pgwerk_django import registry as declared
 from pgwerk_django.exceptions import TooManyJobs
-from pgwerk_django.handover import Outbox, Sender
+from pgwerk_django.handover import senders
 from pgwerk_django.inline import Inline
 from pgwerk_django.models import Job, Kind, Schedule, Status, database_now, instant
+from pgwerk_django.outbox import Outbox
 from pgwerk_django.policies import INSTANT
 from pgwerk_django.registry import Registry, registry
 from pgwerk_django.sync import synchronise
@@ -78,9 +79,7 @@ def _hand_over(now: dt.datetime | None, using: str, *, raising: bool) -> list[Jo
             keys.extend(event["jobs"])
         signals.send_now(signal, **event)
 
-    outbox = Outbox("test", using=using, now=now)
-    for target in outbox.targets():
-        sender = Sender(target, outbox, tell)
+    for sender in senders(Outbox("test", using=using, now=now), tell):
         sender.drain()
         if raising and sender.error is not None:
             raise sender.error

@@ -17,10 +17,6 @@ if find_spec("django.tasks"):
 else:
     from django_tasks import task  # type: ignore[no-redef]
     from django_tasks.signals import task_enqueued  # type: ignore[no-redef]
-if find_spec("django_tasks"):  # of which django-tasks-rq is, on Django 6 as well
-    from django_tasks.signals import task_enqueued as task_enqueued_there
-
-    task_enqueued_there.connect(functions.die_if_told)
 task_enqueued.connect(functions.die_if_told)
 
 
@@ -37,12 +33,6 @@ def dummy(*args: Any) -> None: ...
 @task(backend="database", priority=5, queue_name="reports")
 def database(*args: Any) -> list[Any]:
     functions.write("database", *args)
-    return list(args)
-
-
-@task(backend="rq")
-def rq(*args: Any) -> list[Any]:
-    functions.write("rq", *args)
     return list(args)
 
 

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from importlib.util import find_spec
 
@@ -25,6 +26,9 @@ if "PGWERK_TEST_REDIS_PORT" not in os.environ:
         os.environ["PGWERK_TEST_REDIS_PORT"] = str(taken.getsockname()[1])
 REDIS_URL = f"redis://127.0.0.1:{os.environ['PGWERK_TEST_REDIS_PORT']}"
 
+# To import RQ takes half a second: of the processes that tests start, only those that need it do.
+WITH_RQ = "pytest" in sys.modules or "PGWERK_TEST_RQ" in os.environ
+
 DATABASES = {"default": environ.Env().db("DATABASE_URL")}
 DATABASES["default"]["TEST"] = {"NAME": f"test_pgwerk_{os.getpid()}"}  # two runs at once do not collide
 INSTALLED_APPS = [
@@ -36,7 +40,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "pgwerk_django",
     "django_tasks_db",
-    "django_rq",
+    *(["django_rq"] if WITH_RQ else []),
     *([] if find_spec("django.tasks") else ["django_tasks"]),  # Django 6 has it built in
 ]
 MIDDLEWARE = [
@@ -75,7 +79,7 @@ TASKS = {
         "QUEUES": ["default", "slow"],
         "OPTIONS": {"MAX_ATTEMPTS": 3, "BACKOFF": 0, "TIMEOUT": 60, "RESULT_TTL": 10, "FAILURE_TTL": 20},
     },
-    "rq": {"BACKEND": "django_tasks_rq.RQBackend", "QUEUES": ["default", "other"]},
+    **({"rq": {"BACKEND": "django_tasks_rq.RQBackend", "QUEUES": ["default", "other"]}} if WITH_RQ else {}),
 }
 RQ_QUEUES = {queue: {"URL": f"{REDIS_URL}/1"} for queue in ("default", "other")}
 PGWERK = {

@@ -8,7 +8,7 @@ import pytest
 
 from pgwerk_django.models import Job
 from pgwerk_django.scheduler import Scheduler
-from tests import celery_app, django_tasks, functions
+from tests import celery_app, django_tasks, functions, rq_tasks
 from tests.conftest import RedisServer
 from tests.processes import Started
 from tests.test_targets import in_pgwerk
@@ -26,14 +26,16 @@ PROGRAMS: dict[str, list[str]] = {
 }
 FUNCTIONS: dict[str, Any] = {
     "celery": celery_app.remember,
-    "rq": django_tasks.rq,
+    "rq": rq_tasks.rq,
     "database": django_tasks.database,
     "pgwerk": functions.remember,
 }
 
 
 @pytest.fixture(params=list(PROGRAMS))
-def engine(request: pytest.FixtureRequest) -> str:
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "rq":
+        monkeypatch.setenv("PGWERK_TEST_RQ", "1")
     if request.param in ("celery", "rq"):
         request.getfixturevalue("redis")
     if request.param == "pgwerk":

@@ -10,10 +10,11 @@ import pytest
 from django.db import connection, connections
 from django.db.models import F
 
-from pgwerk_django import handover, signals, targets
-from pgwerk_django.handover import HandOver, Outbox, Sender, hand_over, retry_delay
+from pgwerk_django import handover, outbox, signals, targets
+from pgwerk_django.handover import HandOver, Sender, hand_over, retry_delay
 from pgwerk_django.jobs import pause_queue, resume_queue
 from pgwerk_django.models import Job, Schedule, database_now
+from pgwerk_django.outbox import Outbox
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.targets import ForeignTarget
 from tests import django_tasks
@@ -262,10 +263,10 @@ def test_a_cancel_amid_a_transaction_takes_the_send_back() -> None:
     from django_tasks_db.models import DBTaskResult
 
     Job.objects.create(key="one", target="django_tasks", function="tests.django_tasks.database")
-    outbox = Outbox("host:1", using="default")
-    (job,) = outbox.claim("django_tasks", 10)
+    own = Outbox("host:1", using="default")
+    (job,) = own.claim("django_tasks", 10)
     job.cancel()
-    sender = Sender("django_tasks", outbox)
+    sender = Sender("django_tasks", own)
     sender._todo.append(job)
     sender._send_some()
     assert (DBTaskResult.objects.count(), status("one")) == (0, "CANCELLED")
@@ -352,10 +353,10 @@ def test_what_goes_into_our_own_database_is_there_exactly_once(apple: Fake) -> N
     from django_tasks_db.models import DBTaskResult
 
     Job.objects.create(key="one", target="django_tasks", function="tests.django_tasks.database", args=[1])
-    outbox = Outbox("host:1", using="default")
-    (job,) = outbox.claim("django_tasks", 10)
+    own = Outbox("host:1", using="default")
+    (job,) = own.claim("django_tasks", 10)
     Job.objects.update(claims=F("claims") + 1)  # another has it
-    sender = Sender("django_tasks", outbox)
+    sender = Sender("django_tasks", own)
     sender._todo.append(job)
     sender._send_some()
     assert DBTaskResult.objects.count() == 0
@@ -415,7 +416,7 @@ def test_the_index_leads_to_what_waits() -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE _pgwerk_jobs")
         parameters = {"target": "celery", "limit": 10, "lease": SECOND, "name": "x"}
-        cursor.execute(f"EXPLAIN {handover._CLAIM}", parameters)
+        cursor.execute(f"EXPLAIN {outbox._CLAIM}", parameters)
         assert "pgwerk_outbox" in "\n".join(row[0] for row in cursor.fetchall())
         cursor.execute(f"EXPLAIN SELECT {targets_waiting()}")
         plan = "\n".join(row[0] for row in cursor.fetchall())

@@ -21,7 +21,7 @@ from pgwerk_django.sync import synchronise
 from pgwerk_django.targets import celery as celery_target
 from pgwerk_django.targets import pgwerk as pgwerk_target
 from pgwerk_django.tick import tick
-from tests import celery_app, django_tasks, functions
+from tests import celery_app, django_tasks, functions, rq_tasks
 from tests.conftest import RedisServer
 from tests.time_travel import SECOND, make_due
 
@@ -49,7 +49,7 @@ def resolved(func: Any, **options: Any) -> Any:
         (celery_app.remember, "celery"),
         (celery_app.seen, "celery"),
         ("tests.celery_app.quiet", "celery"),
-        ("tests.django_tasks.rq", "django_tasks"),
+        ("tests.rq_tasks.rq", "django_tasks"),
         ("somewhere.else", "worker"),
     ],
 )
@@ -112,8 +112,8 @@ def test_the_api_decides_as_sync_does(scheduler: Scheduler) -> None:
         (django_tasks.immediate, {"_timeout": 60}, "_timeout must not be given: the target 'django_tasks' cannot stop"),
         (django_tasks.immediate, {"_max_attempts": 3}, "_max_attempts must not be given"),
         (django_tasks.immediate, {"_start_within": 3}, "_start_within must not be given"),
-        (django_tasks.rq, {"_priority": 3}, "Backend does not support setting priority of tasks"),
-        (django_tasks.rq, {"_queue": "nowhere"}, "Queue 'nowhere' is not valid for backend"),
+        (rq_tasks.rq, {"_priority": 3}, "Backend does not support setting priority of tasks"),
+        (rq_tasks.rq, {"_queue": "nowhere"}, "Queue 'nowhere' is not valid for backend"),
         (django_tasks.immediate, {"_overlap": "SKIP"}, "does not tell when a job has ended, got 'SKIP'"),
         (celery_app.remember, {"_backoff": 3}, "_backoff must not be given: the target 'celery'"),
         (celery_app.remember, {"_priority": -1}, "_priority must be from 0 to 255 for the target 'celery', got -1"),
@@ -121,6 +121,7 @@ def test_the_api_decides_as_sync_does(scheduler: Scheduler) -> None:
         (functions.noop, {"_target": "django_tasks"}, "'tests.functions.noop' is not a Task of Django's"),
         (functions.remember, {"_target": "pgwerk", "_priority": 40_000}, "_priority must be from -32768 to 32767"),
         (functions.remember, {"_target": "pgwerk", "kwargs": {"_x": 1}}, "no names with a leading underscore"),
+        (django_tasks.immediate, {"_target": "django_tasks:nowhere"}, "got 'django_tasks:nowhere'"),
         (functions.noop, {"_target": "pigeon"}, "got 'pigeon'"),
     ],
 )
@@ -279,7 +280,7 @@ def engine(request: pytest.FixtureRequest, transactional_db: None) -> Engine:
         return Engine("celery", celery_app.remember, "reports", in_celery(request.getfixturevalue("redis")))
     if request.param == "rq":
         request.getfixturevalue("redis")
-        return Engine("django_tasks", django_tasks.rq, "other", in_rq, keeps_keys=False)
+        return Engine("django_tasks", rq_tasks.rq, "other", in_rq, keeps_keys=False)
     if request.param == "database":
         return Engine("django_tasks", django_tasks.database, "other", in_database, keeps_keys=False)
     request.getfixturevalue("schema_of_pgwerk")
@@ -331,7 +332,7 @@ def test_its_timeout_is_kept_or_refused(scheduler: Scheduler, engine: Engine) ->
 
 
 def test_its_priority_is_kept_or_refused(scheduler: Scheduler, engine: Engine) -> None:
-    if engine.func is django_tasks.rq:
+    if engine.func is rq_tasks.rq:
         schedule(engine.func, interval=60, _priority=9)
         assert "priority" in problems()
         return

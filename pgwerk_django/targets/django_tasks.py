@@ -12,6 +12,7 @@ from django.utils.module_loading import import_string
 
 from pgwerk_django import conf
 from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.framework import framework
 from pgwerk_django.models import Job
 from pgwerk_django.targets.base import ForeignTarget, found_at
 
@@ -70,6 +71,12 @@ class DjangoTasksTarget(ForeignTarget):
             self._task_of(row)
         except Exception as error:  # noqa: BLE001
             yield f"{row.function!r} cannot be enqueued as it is scheduled: {error}"
+
+    def demand_problems(self, row: Any) -> Iterator[str]:
+        yield from super().demand_problems(row)
+        aliases = list(framework().task_backends) if self._backend else []
+        if self._backend and self._backend not in aliases:
+            yield f"_target must name an alias in TASKS ({', '.join(aliases)}), got {self.name!r}"
 
     def writes_to(self, job: Job) -> str | None:
         backend = self._task_of(job).get_backend()

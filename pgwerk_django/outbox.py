@@ -1,0 +1,150 @@
+"""The outbox: jobs that wait to be handed over, claimed under a lease; each change of theirs one guarded statement.
+
+`claims` rises with each claim: who holds a job by an older one changes nothing.
+"""
+
+import datetime as dt
+import traceback
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import transaction
+
+from pgwerk_django import conf
+from pgwerk_django.arrays import array
+from pgwerk_django.execution import class_path
+from pgwerk_django.models import Job, Status
+
+LONGEST_ID = 255
+
+_COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
+
+# Literals, so that any plan is led by the index `pgwerk_outbox`.
+_CLAIM = f"""
+WITH picked AS MATERIALIZED (
+    SELECT id FROM _pgwerk_jobs job
+    WHERE status = 'READY' AND target <> 'worker' AND target = %(target)s AND run_at <= statement_timestamp()
+        AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+        AND (start_by IS NULL OR start_by > statement_timestamp())
+        AND NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = job.queue AND queue.paused)
+    ORDER BY run_at LIMIT %(limit)s FOR UPDATE OF job SKIP LOCKED
+)
+UPDATE _pgwerk_jobs job SET
+    claims = claims + 1, lease_until = statement_timestamp() + %(lease)s, worker_name = %(name)s
+FROM picked WHERE job.id = picked.id
+RETURNING {_COLUMNS}
+"""  # noqa: S608  our own column names
+
+_HELD = "job.id = mine.id AND job.claims = mine.claims AND job.status = 'READY' AND job.target <> 'worker'"
+
+_FORWARD = f"""
+UPDATE _pgwerk_jobs job SET
+    status = 'FORWARDED', external_id = mine.external_id, attempt = attempt + 1, lease_until = NULL,
+    error = '', exception = '', finished_at = CASE WHEN job.started_at IS NULL THEN statement_timestamp() END,
+    expires_at = statement_timestamp() + coalesce(result_ttl, %(result_ttl)s) * interval '1 second'
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(external_ids)s::text[]) AS mine (id, claims, external_id)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+# Somebody cancelled it, or its engine has told how it ended, before we could say that it was sent.
+_NOTE_SENT = """
+UPDATE _pgwerk_jobs job SET
+    external_id = mine.external_id,
+    reason = CASE WHEN job.status = 'CANCELLED' THEN job.reason || ' (too late: it had been handed over)' ELSE reason END
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(external_ids)s::text[]) AS mine (id, claims, external_id)
+WHERE job.id = mine.id AND job.claims = mine.claims AND job.status <> 'READY' RETURNING job.id
+"""
+
+_PUT_BACK = f"""
+UPDATE _pgwerk_jobs job SET
+    lease_until = NULL, attempt = attempt + 1, error = mine.error, exception = mine.exception,
+    run_at = statement_timestamp() + mine.delay * interval '1 second'
+FROM unnest(
+    %(ids)s::uuid[], %(claims)s::integer[], %(errors)s::text[], %(exceptions)s::text[], %(delays)s::float8[]
+) AS mine (id, claims, error, exception, delay)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+_HAND_BACK = f"""
+UPDATE _pgwerk_jobs job SET lease_until = NULL
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+_RENEW = f"""
+UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
+WHERE {_HELD} RETURNING job.id
+"""  # noqa: S608
+
+
+class Outbox:
+    """The statements. Each is guarded by the claim, and gives back the ids of the jobs that it still held."""
+
+    def __init__(self, name: str, *, using: str, now: dt.datetime | None = None) -> None:
+        """`name` says who hands over, on the rows; a test may say at which instant."""
+        self.using = using
+        self._name = name
+        self._now = now
+        self._lease = dt.timedelta(seconds=conf.current().LEASE)
+
+    def claim(self, target: str, limit: int) -> list[Job]:
+        """Up to `limit` jobs of a target, the first to run first."""
+        parameters = {"target": target, "limit": limit, "lease": self._lease, "name": self._name}
+        jobs = Job.objects.using(self.using).raw(*self._at(_CLAIM, parameters))
+        return sorted(jobs, key=lambda job: (-job.priority, job.run_at))
+
+    def forward(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
+        """Mark what was sent, with the ids that it has there."""
+        ttl = conf.current().RESULT_TTL
+        return self._write(_FORWARD, [job for job, _ in sent], external_ids=_external_ids(sent), result_ttl=ttl)
+
+    def note_sent(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
+        """Note it on those that have come to something else meanwhile."""
+        return self._write(_NOTE_SENT, [job for job, _ in sent], external_ids=_external_ids(sent))
+
+    def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> set[uuid.UUID]:
+        text = _storable("".join(traceback.format_exception(error)))
+        return self._write(
+            _PUT_BACK,
+            jobs,
+            errors=array([text for _ in jobs]),
+            exceptions=array([class_path(error) for _ in jobs]),
+            delays=array(delays),
+        )
+
+    def hand_back(self, jobs: Sequence[Job]) -> set[uuid.UUID]:
+        return self._write(_HAND_BACK, jobs)
+
+    def renew(self, jobs: Sequence[Job]) -> set[uuid.UUID]:
+        return self._write(_RENEW, jobs, lease=self._lease)
+
+    def _write(self, statement: str, jobs: Sequence[Job], **parameters: Any) -> set[uuid.UUID]:
+        if not jobs:
+            return set()
+        mine = {"ids": array([job.pk for job in jobs]), "claims": array([job.claims for job in jobs])}
+        with transaction.get_connection(self.using).cursor() as cursor:
+            cursor.execute(*self._at(statement, {**mine, **parameters}))
+            return {row[0] for row in cursor.fetchall()}
+
+    def targets(self) -> list[str]:
+        """Those that have something to be sent."""
+        jobs = Job.objects.using(self.using)
+        if self._now is None:
+            return jobs.waiting_targets()
+        waiting = jobs.filter(status=Status.READY).exclude(target="worker").order_by("target")
+        return list(waiting.values_list("target", flat=True).distinct())
+
+    def _at(self, statement: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        if self._now is None:
+            return statement, parameters
+        return statement.replace("statement_timestamp()", "%(now)s"), {**parameters, "now": self._now}
+
+
+def _external_ids(sent: Sequence[tuple[Job, str]]) -> str:
+    return array([_storable(external_id)[:LONGEST_ID] for _, external_id in sent])
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()
