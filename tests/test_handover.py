@@ -365,24 +365,29 @@ def test_what_goes_into_our_own_database_is_there_exactly_once(apple: Fake) -> N
     assert [str(row.pk) for row in DBTaskResult.objects.all()] == [Job.objects.get().external_id]
 
 
-def test_a_database_lost_after_the_send_has_nothing_sent_twice(apple: Fake, over: HandOver) -> None:
-    def cut(job: Job) -> None:
-        with connections["default"].cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            pid = cursor.fetchone()[0]
-        cutter = threading.Thread(target=cut_off, args=[pid])
-        cutter.start()
-        cutter.join()
+def test_a_database_lost_after_the_send_has_nothing_sent_twice(
+    apple: Fake, over: HandOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent is remembered, and marked over the next connection."""
+    forward, cuts = Outbox.forward, iter([True])
 
-    def cut_off(pid: int) -> None:
-        with connections["default"].cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-        connections["default"].close()
+    def cut_and_forward(self: Outbox, sent: Any) -> Any:
+        if next(cuts, False):
+            cutter = threading.Thread(target=cut_off, args=[connections["default"].connection.info.backend_pid])
+            cutter.start()
+            cutter.join()
+        return forward(self, sent)
 
-    apple.also = cut
+    monkeypatch.setattr(Outbox, "forward", cut_and_forward)
     put("one")
     wait_until(lambda: (work(over), status("one") == "FORWARDED")[1])
     assert apple.sent == ["one"]
+
+
+def cut_off(pid: int) -> None:
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    connections["default"].close()
 
 
 def test_signals(apple: Fake) -> None:
