@@ -82,6 +82,7 @@ class _Service:
             if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
                 return False
             raise
+        self._process.beat(using=self._using)  # before its first tick: what that does has a process to show for it
         signals.send_now(signals.process_started, role="scheduler")
         self._synced = True
         return True
