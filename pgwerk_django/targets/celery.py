@@ -26,6 +26,7 @@ def _package() -> Any:
     """The one place where the package is imported."""
     try:
         import celery.schedules
+        import celery.signals
     except ImportError as error:
         raise TargetUnavailable("celery is not installed: pip install 'pgwerk-django[celery]'") from error
     return celery
@@ -99,8 +100,8 @@ class CeleryTarget(ForeignTarget):
 def listen_for_results() -> None:
     """In each process that runs tasks: write starts and ends on the jobs' rows. Without Celery there are none."""
     try:
-        from celery import signals
-    except ImportError:
+        signals = _package().signals
+    except TargetUnavailable:
         return
     for signal, receiver in (
         (signals.task_prerun, _started),
