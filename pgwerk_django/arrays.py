@@ -9,12 +9,12 @@ def array(values: Sequence[object], *, usual: object = _UNUSUAL) -> str:
     """The parameter for `%s::type[]`. Empty when it would hold nothing but the `usual` value, which the statement puts back."""
     if all(value == usual for value in values):
         return "{}"
-    return "{" + ",".join(map(_element, values)) + "}"
+    # A number, a boolean, an instant, a UUID: nothing in them needs quotes. (In one loop: a call for each takes as long again.)
+    elements = [
+        "NULL" if value is None else _quoted(value) if isinstance(value, str) else str(value) for value in values
+    ]
+    return "{" + ",".join(elements) + "}"
 
 
-def _element(value: object) -> str:
-    if value is None:
-        return "NULL"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return str(value)  # a number, a boolean, an instant, a UUID: nothing in them needs quotes
+def _quoted(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,13 +1,14 @@
 """When a schedule is due: the rule of time, and nothing else. Values without a clock or a table."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pgwerk_django import cron
 
 YEAR = 365 * 24 * 60 * 60
 LONGEST_INTERVAL = 10 * YEAR
+_NOTHING = timedelta()
 # Instants a schedule may hold: far enough from the ends of Python's calendar that sums with them are instants too.
 EXPRESSIBLE = (datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
 
@@ -17,6 +18,8 @@ def seconds(value: object, option: str, *, minimum: int = 0, maximum: int | None
 
     Raises `TypeError` for any other type and `ValueError` for a fraction or a number out of bounds, both naming the option.
     """
+    if type(value) is int and minimum <= value and (maximum is None or value <= maximum):
+        return value
     # True is an int to Python; to a person who writes `timeout=True` it is no number of seconds.
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise TypeError(f"{option} must be {_wanted(minimum, maximum)}, or a timedelta, got {cron.shown(value)}")
@@ -93,22 +96,20 @@ class Interval(Recurrence):
 
     seconds: int
     anchor: datetime
+    _step: timedelta = field(init=False, repr=False, compare=False)
 
     def __init__(self, seconds: int | timedelta, anchor: datetime) -> None:
         object.__setattr__(self, "seconds", _interval(seconds))
         object.__setattr__(self, "anchor", cron.utc(anchor, "anchor"))
+        object.__setattr__(self, "_step", timedelta(seconds=self.seconds))
 
     def next_after(self, instant: datetime) -> datetime | None:
         elapsed = cron.utc(instant, "instant") - self.anchor
-        return self._due(elapsed // self._step + 1) if elapsed >= timedelta() else self.anchor
+        return self._due(elapsed // self._step + 1) if elapsed >= _NOTHING else self.anchor
 
     def latest(self, until: datetime) -> datetime | None:
         elapsed = cron.utc(until, "until") - self.anchor
-        return self._due(elapsed // self._step) if elapsed >= timedelta() else None
-
-    @property
-    def _step(self) -> timedelta:
-        return timedelta(seconds=self.seconds)
+        return self._due(elapsed // self._step) if elapsed >= _NOTHING else None
 
     def _due(self, number: int) -> datetime | None:
         try:

@@ -37,12 +37,18 @@ class Plan:
     dropped: policies.Span | None = None
     error: str = ""
 
-    @property
-    def newest(self) -> dt.datetime | None:
-        """The newest due time that this plan records."""
-        if self.fire:
-            return self.fire[-1]
-        return self.dropped.last if self.dropped else None
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """What is written of it, oldest due time first: the last row is the one that advances the schedule."""
+        due: list[tuple[dt.datetime | None, dt.datetime | None, str, int]] = []
+        if self.triggered_at is not None:
+            due.append((self.triggered_at, None, "trigger", 1))
+        if self.dropped is not None:
+            due.append((self.dropped.first, self.dropped.last, "scheduled", 1))
+        for nth, due_at in enumerate(self.fire, 1):
+            due.append((due_at, None, "scheduled", nth))
+        triggered, last = self.triggered_at is not None, len(due) or 1
+        for number, each in enumerate(due or [(None, None, "scheduled", 1)], 1):
+            yield self.pk, self.next_run_at, self.recurs, triggered, self.error, *each, number == last
 
 
 class Outcome(NamedTuple):
@@ -151,29 +157,24 @@ def _message(error: BaseException) -> str:
 # Statuses are literals: as parameters they could not lead a generic plan to the partial indexes.
 _WRITE = """
 WITH plan AS MATERIALIZED (
+    -- A row for each due time, its schedule's last one with what becomes of the schedule; one with no due time has a row too.
     -- An array with nothing but the usual value comes empty, and reads as NULLs.
-    SELECT schedule_id, next_run_at, newest, coalesce(recurs, true) AS recurs, coalesce(triggered, false) AS triggered,
-        coalesce(error, '') AS error
-    FROM unnest(
-        %(pks)s::bigint[], %(next_run_ats)s::timestamptz[], %(newests)s::timestamptz[], %(recurs)s::boolean[],
-        %(triggered)s::boolean[], %(errors)s::text[]
-    ) AS plan (schedule_id, next_run_at, newest, recurs, triggered, error)
-), due AS MATERIALIZED (
-    SELECT schedule_id, due_at, dropped_until, coalesce(kind, 'scheduled') AS kind, coalesce(nth, 1) AS nth,
-        plan.recurs, plan.next_run_at AS following,
+    SELECT schedule_id, next_run_at, coalesce(recurs, true) AS recurs, coalesce(triggered, false) AS triggered,
+        coalesce(error, '') AS error, due_at, dropped_until, coalesce(kind, 'scheduled') AS kind, coalesce(nth, 1) AS nth,
+        coalesce(is_last, true) AS is_last,
         to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS due_text,
         to_char(dropped_until AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS dropped_text
     FROM unnest(
-        %(due_pks)s::bigint[], %(due_ats)s::timestamptz[], %(dropped_untils)s::timestamptz[],
-        %(kinds)s::text[], %(nths)s::integer[]
-    ) AS due (schedule_id, due_at, dropped_until, kind, nth)
-    JOIN plan USING (schedule_id)
+        %(pks)s::bigint[], %(next_run_ats)s::timestamptz[], %(recurs)s::boolean[], %(triggered)s::boolean[],
+        %(errors)s::text[], %(due_ats)s::timestamptz[], %(dropped_untils)s::timestamptz[], %(kinds)s::text[],
+        %(nths)s::integer[], %(are_last)s::boolean[]
+    ) AS plan (schedule_id, next_run_at, recurs, triggered, error, due_at, dropped_until, kind, nth, is_last)
 ), wanted AS MATERIALIZED (
     -- Not `s.*`: these rows are stored in between, and what is not used of a schedule is half of it.
     SELECT
         s.id, s.name, s.function, s.target, s.queue, s.priority, s.args, s.kwargs, s.meta, s.max_attempts, s.backoff,
         s.timeout, s.result_ttl, s.failure_ttl, s.jitter, s.triggered_by, s.start_within,
-        CASE WHEN due.recurs THEN due.following WHEN NOT s.paused THEN s.next_run_at END AS next_due_at,
+        CASE WHEN due.recurs THEN due.next_run_at WHEN NOT s.paused THEN s.next_run_at END AS next_due_at,
         due.due_at, due.dropped_until, due.kind, due.due_text, due.dropped_text,
         -- What is late starts from now: after an outage it is to be spread, too.
         CASE WHEN due.due_at >= %(now)s - s.misfire_grace * interval '1 second' THEN due.due_at ELSE %(now)s END
@@ -191,8 +192,10 @@ WITH plan AS MATERIALIZED (
                 'overlap: an earlier due time of the same tick is waiting (' || s.overlap || ')'
             ELSE ''
         END AS skip_reason
-    FROM due
-    JOIN _pgwerk_schedules s ON s.id = due.schedule_id
+    FROM plan AS due
+    -- OFFSET 0 keeps this a look by the primary key for each: the planner, which cannot see how many an array holds, would
+    -- scan the table.
+    CROSS JOIN LATERAL (SELECT * FROM _pgwerk_schedules WHERE id = due.schedule_id OFFSET 0) s
     LEFT JOIN LATERAL (
         SELECT j.id, j.status FROM _pgwerk_jobs j
         WHERE j.schedule_id = s.id AND j.status IN ('READY', 'RUNNING')
@@ -200,6 +203,7 @@ WITH plan AS MATERIALIZED (
             AND (j.status = 'RUNNING' OR j.start_by IS NULL OR j.start_by > %(now)s)
         ORDER BY j.status LIMIT 1
     ) earlier ON s.overlap <> 'ALLOW' AND due.kind = 'scheduled' AND due.dropped_until IS NULL
+    WHERE due.due_at IS NOT NULL
     -- The sort comes to an end before the first insert. Else a table of jobs that was vacuumed when it was empty is
     -- scanned for each row of `due`, and grows meanwhile.
     ORDER BY due.due_at
@@ -244,13 +248,16 @@ WITH plan AS MATERIALIZED (
         triggered_at = CASE WHEN plan.triggered OR plan.error <> '' THEN NULL ELSE s.triggered_at END,
         triggered_by = CASE WHEN plan.triggered OR plan.error <> '' THEN '' ELSE s.triggered_by END,
         run_count = s.run_count + coalesce(fired.n, 0),
-        last_run_at = greatest(s.last_run_at, plan.newest),
+        last_run_at = CASE plan.kind
+            WHEN 'scheduled' THEN greatest(s.last_run_at, plan.dropped_until, plan.due_at) ELSE s.last_run_at END,
         error = CASE WHEN plan.recurs THEN plan.error ELSE s.error END
     FROM plan
+    -- As above. We hold these rows, so nobody can have moved them.
+    CROSS JOIN LATERAL (SELECT ctid AS place FROM _pgwerk_schedules WHERE id = plan.schedule_id OFFSET 0) held
     LEFT JOIN (
         SELECT schedule_id, count(*) AS n FROM inserted WHERE kind = 'scheduled' AND status = 'READY' GROUP BY 1
     ) fired USING (schedule_id)
-    WHERE s.id = plan.schedule_id
+    WHERE plan.is_last AND s.ctid = held.place
 )
 SELECT
     count(*) FILTER (WHERE status = 'READY'),
@@ -285,19 +292,20 @@ def _is_a_row_to_blame(error: DatabaseError) -> bool:
 
 
 def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
-    due = [row for each in plans for row in _due_rows(each)]
+    pks, nexts, recurs, triggered, errors, due_ats, untils, kinds, nths, are_last = zip(
+        *(row for each in plans for row in each.rows()), strict=True
+    )
     parameters = {
-        "pks": array([each.pk for each in plans]),
-        "next_run_ats": array([each.next_run_at for each in plans], usual=None),
-        "newests": array([each.newest for each in plans], usual=None),
-        "recurs": array([each.recurs for each in plans], usual=True),
-        "triggered": array([each.triggered_at is not None for each in plans], usual=False),
-        "errors": array([each.error for each in plans], usual=""),
-        "due_pks": array([row[0] for row in due]),
-        "due_ats": array([row[1] for row in due]),
-        "dropped_untils": array([row[2] for row in due], usual=None),
-        "kinds": array([row[3] for row in due], usual="scheduled"),
-        "nths": array([row[4] for row in due], usual=1),
+        "pks": array(pks),
+        "next_run_ats": array(nexts, usual=None),
+        "recurs": array(recurs, usual=True),
+        "triggered": array(triggered, usual=False),
+        "errors": array(errors, usual=""),
+        "due_ats": array(due_ats, usual=None),
+        "dropped_untils": array(untils, usual=None),
+        "kinds": array(kinds, usual="scheduled"),
+        "nths": array(nths, usual=1),
+        "are_last": array(are_last, usual=True),
         "now": now,
         "result_ttl": conf.current().RESULT_TTL,
     }
@@ -307,15 +315,6 @@ def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
     for key in repeated:
         signals.send(signals.due_time_repeated, using=using, key=key)
     return Outcome(jobs, skipped)
-
-
-def _due_rows(planned: Plan) -> Iterator[tuple[int, dt.datetime, dt.datetime | None, str, int]]:
-    if planned.triggered_at is not None:
-        yield planned.pk, planned.triggered_at, None, "trigger", 1
-    if planned.dropped is not None:
-        yield planned.pk, planned.dropped.first, planned.dropped.last, "scheduled", 1
-    for nth, due_at in enumerate(planned.fire, 1):
-        yield planned.pk, due_at, None, "scheduled", nth
 
 
 def _set_aside(planned: Plan, error: DatabaseError, *, using: str) -> Outcome:
