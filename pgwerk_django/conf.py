@@ -24,6 +24,7 @@ class Conf:
     BATCH_SIZE: int = 1000
     MAX_CATCH_UP: int = 100
     LEASE: float = 60
+    ORPHAN_GRACE: float = 300
     RESULT_TTL: int = 7 * DAY
     FAILURE_TTL: int = 30 * DAY
     ALLOWED_FUNCTIONS: tuple[str, ...] = ()
@@ -85,6 +86,17 @@ def _duration(value: object) -> float:
     return value
 
 
+def _grace(value: object) -> float:
+    # Live schedulers speak three times in it; what is shorter than a busy host's hiccup would pause what is alive.
+    try:
+        grace = _duration(value)
+    except _Bad:
+        grace = 0
+    if grace < 10:
+        raise _Bad("seconds (10 or more) or a timedelta")
+    return grace
+
+
 def _ttl(value: object) -> int:
     if isinstance(value, dt.timedelta):
         value = value.total_seconds()
@@ -100,6 +112,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "BATCH_SIZE": _count,
     "MAX_CATCH_UP": _count,
     "LEASE": _duration,
+    "ORPHAN_GRACE": _grace,
     "RESULT_TTL": _ttl,
     "FAILURE_TTL": _ttl,
     "ALLOWED_FUNCTIONS": _texts,

@@ -28,7 +28,7 @@ from pgwerk_django.models import (
     database_now,
 )
 from pgwerk_django.registry import Options
-from pgwerk_django.sync import Difference, check_on_unregistered, synchronise
+from pgwerk_django.sync import AT_ONCE, Difference, check_on_unregistered, stand_by, synchronise
 from pgwerk_django.tick import tick
 
 Function = TypeVar("Function")
@@ -52,6 +52,9 @@ class _Service:
         self._time_to_beat = Every(HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._time_to_look_aside = Every(LOOK_ASIDE)
+        self._grace = _orphan_grace()
+        self._time_to_stand_by = Every(min(self._grace / 3, HOUSEKEEPING))
+        self._stood_by_at = time.monotonic()
 
     def step(self) -> float:
         if not self._synced and not self._sync():
@@ -77,11 +80,13 @@ class _Service:
     def _sync(self) -> bool:
         """Whether it could be done: a row that somebody holds must not keep us from hearing that we are to stop."""
         try:
-            self._scheduler._synchronise(lock_timeout=SYNC_PATIENCE)
+            self._scheduler._synchronise(self._grace, lock_timeout=SYNC_PATIENCE)
         except OperationalError as error:
-            if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-                return False
-            raise
+            if not _is_held(error):
+                raise
+            return False
+        self._time_to_stand_by()
+        self._stood_by_at = time.monotonic()
         self._process.beat(using=self._using)  # before its first tick: what that does has a process to show for it
         signals.send_now(signals.process_started, role="scheduler")
         self._synced = True
@@ -103,6 +108,33 @@ class _Service:
             self._process.beat(using=self._using)
         if self._time_to_clean() and keep_house(using=self._using) == EXPIRED_BATCH:
             self._time_to_clean.again()
+        if self._time_to_stand_by():
+            self._stand_by()
+
+    def _stand_by(self) -> None:
+        """Who was away for longer than the grace (frozen, or without a database) lets others speak before it judges."""
+        judging = time.monotonic() - self._stood_by_at <= self._grace.total_seconds()
+        try:
+            stand_by(
+                declared.registry,
+                on_unregistered=self._scheduler.on_unregistered,
+                using=self._using,
+                grace=self._grace,
+                judging=judging,
+                lock_timeout=SYNC_PATIENCE,
+            )
+        except OperationalError as error:
+            if not _is_held(error):
+                raise
+        self._stood_by_at = time.monotonic()
+
+
+def _is_held(error: OperationalError) -> bool:
+    return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
+
+
+def _orphan_grace() -> dt.timedelta:
+    return dt.timedelta(seconds=conf.current().ORPHAN_GRACE)
 
 
 def _held_by_another() -> float:
@@ -152,16 +184,20 @@ class Scheduler:
         found = self._synchronise()
         return len(found.inserted), len(found.updated), found.reconciled
 
-    def _synchronise(self, lock_timeout: dt.timedelta | None = None) -> Difference:
+    def _synchronise(self, grace: dt.timedelta = AT_ONCE, *, lock_timeout: dt.timedelta | None = None) -> Difference:
         return synchronise(
-            declared.registry, on_unregistered=self.on_unregistered, using=self.using, lock_timeout=lock_timeout
+            declared.registry,
+            on_unregistered=self.on_unregistered,
+            using=self.using,
+            grace=grace,
+            lock_timeout=lock_timeout,
         )
 
     # -- running
 
     def run_once(self, batch_size: int | None = None) -> None:
         """Sync, tick until nothing is due (or `stop()`), hand over, keep house: for sites that start it from cron."""
-        self._synchronise()
+        self._synchronise(_orphan_grace())
         self._schedules.retry_set_aside()
         while not self._stopped and self.tick(batch_size):
             pass

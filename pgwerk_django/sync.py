@@ -1,7 +1,8 @@
 """What code declares becomes rows: insert, update, and what becomes of rows that code no longer declares."""
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ ORPHANED = "no longer declared in code"
 ADVISORY_LOCK = (0x7067776B, 1)
 REFRESH = dt.timedelta(minutes=1)
 MOST_DEADLOCKS = 5
+AT_ONCE = dt.timedelta()  # no grace: what code here does not declare is an orphan, whoever else may
 
 
 @dataclass(slots=True)
@@ -41,16 +43,21 @@ def check_on_unregistered(value: str) -> str:
 
 
 def difference(registry: Registry, *, on_unregistered: str, using: str) -> Difference:
-    """What `synchronise` would do now. Writes nothing."""
-    return _difference(_resolved(registry), on_unregistered, using)
+    """What `synchronise` would do now, without a grace. Writes nothing."""
+    definitions = _resolved(registry)
+    return _difference(definitions, _orphans(_names(definitions), on_unregistered, AT_ONCE, using), using)
 
 
 def _resolved(registry: Registry) -> list[Definition]:
     return [targets.resolved(definition) for definition in registry]
 
 
-def _difference(definitions: Sequence[Definition], on_unregistered: str, using: str) -> Difference:
-    names = [definition.name for definition in definitions]
+def _names(definitions: Iterable[Definition]) -> list[str]:
+    return [definition.name for definition in definitions]
+
+
+def _difference(definitions: Sequence[Definition], orphans: ScheduleQuerySet, using: str) -> Difference:
+    names = _names(definitions)
     rows = _rows(Schedule.objects.using(using).filter(name__in=names))
     return Difference(
         inserted=[name for name in names if name not in rows],
@@ -59,7 +66,7 @@ def _difference(definitions: Sequence[Definition], on_unregistered: str, using: 
             for definition in definitions
             if (row := rows.get(definition.name)) and (changes := _changes(row, definition))
         },
-        reconciled=list(_orphans(names, on_unregistered, using).order_by("name").values_list("name", flat=True)),
+        reconciled=_sorted(orphans),
     )
 
 
@@ -68,10 +75,13 @@ def synchronise(
     *,
     on_unregistered: str,
     using: str,
+    grace: dt.timedelta = AT_ONCE,
     lock_timeout: dt.timedelta | None = None,
     now: dt.datetime | None = None,
 ) -> Difference:
     """Make the rows that code declares equal to what it says, in one transaction; what it changed is given back.
+
+    A row that another process has declared within the `grace` is no orphan.
 
     Many hosts may do so at once: they queue at an advisory lock that lives as long as the transaction, and write in name
     order. Only rows that change are locked. A row made in the admin or through the API under a name that code declares is
@@ -81,42 +91,72 @@ def synchronise(
     definitions = _resolved(registry)
     for _ in range(MOST_DEADLOCKS):
         try:
-            return _synchronise(definitions, on_unregistered, using, lock_timeout, now)
+            return _synchronise(definitions, on_unregistered, using, grace, lock_timeout, now)
         except OperationalError as error:
             # With somebody's UPDATE of many rows in another order than ours; what we did was rolled back.
             if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
                 raise
-    return _synchronise(definitions, on_unregistered, using, lock_timeout, now)
+    return _synchronise(definitions, on_unregistered, using, grace, lock_timeout, now)
 
 
 def _synchronise(
     definitions: Sequence[Definition],
     on_unregistered: str,
     using: str,
+    grace: dt.timedelta,
     lock_timeout: dt.timedelta | None,
     now: dt.datetime | None,
 ) -> Difference:
-    names = [definition.name for definition in definitions]
+    names = _names(definitions)
+    with _one_at_a_time(using, lock_timeout):
+        orphans = _orphans(names, on_unregistered, grace, using)
+        found = _difference(definitions, orphans, using)
+        now = now or database_now(using)
+        new = set(found.inserted)
+        _insert([d for d in definitions if d.name in new], now=now, using=using)
+        _update([d for d in definitions if d.name in found.updated], now=now, using=using)
+        _refresh(names, after=REFRESH, using=using)
+        _reconcile(orphans, found.reconciled, on_unregistered, using)
+        if found:
+            changed = {"inserted": found.inserted, "updated": list(found.updated), "reconciled": found.reconciled}
+            signals.send(signals.synced, using=using, **changed)
+    return found
+
+
+def stand_by(
+    registry: Registry,
+    *,
+    on_unregistered: str,
+    using: str,
+    grace: dt.timedelta,
+    judging: bool = True,
+    lock_timeout: dt.timedelta | None = None,
+) -> None:
+    """What a live scheduler repeats: say that it declares its rows, and look for what nobody has declared for `grace`.
+
+    A row is no orphan as long as any live process declares it, however often older or newer code restarts; so what a sync
+    paused in spite of that is resumed. Without `judging`, orphans are left alone.
+    """
+    names = [definition.name for definition in registry]
+    ours = Schedule.objects.using(using).filter(name__in=names, origin=Origin.CODE)
+    _refresh(names, after=grace / 3, using=using)
+    wronged = ours.filter(paused=True, paused_by=SYNC)
+    orphans = _orphans(names, on_unregistered if judging else "keep", grace, using)
+    if wronged.exists() or orphans.exists():
+        with _one_at_a_time(using, lock_timeout):
+            wronged.resume(by=SYNC)
+            _reconcile(orphans, _sorted(orphans), on_unregistered, using)
+
+
+@contextmanager
+def _one_at_a_time(using: str, lock_timeout: dt.timedelta | None) -> Iterator[None]:
     with atomic(using):
         with transaction.get_connection(using).cursor() as cursor:
             if lock_timeout is not None:
                 milliseconds = str(lock_timeout // dt.timedelta(milliseconds=1))
                 cursor.execute("SELECT set_config('lock_timeout', %s, true)", [milliseconds])
             cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", ADVISORY_LOCK)
-        found = _difference(definitions, on_unregistered, using)
-        now = now or database_now(using)
-        new = set(found.inserted)
-        _insert([d for d in definitions if d.name in new], now=now, using=using)
-        _update([d for d in definitions if d.name in found.updated], now=now, using=using)
-        _refresh(names, using=using)
-        if found.reconciled:
-            _reconcile(_orphans(names, on_unregistered, using), on_unregistered)
-            event = {"names": found.reconciled, "on_unregistered": on_unregistered}
-            signals.send(signals.schedules_orphaned, using=using, **event)
-        if found:
-            changed = {"inserted": found.inserted, "updated": list(found.updated), "reconciled": found.reconciled}
-            signals.send(signals.synced, using=using, **changed)
-    return found
+        yield
 
 
 def _rows(schedules: ScheduleQuerySet) -> dict[str, Schedule]:
@@ -153,25 +193,36 @@ def _update(definitions: Sequence[Definition], *, now: dt.datetime, using: str) 
             row.redefine(_changes(row, definition), now=now)
 
 
-def _refresh(names: Sequence[str], *, using: str) -> None:
-    """Note that code still declares these, at most once a minute: many hosts starting at once write it once."""
-    stale = Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - REFRESH)
+def _refresh(names: Sequence[str], *, after: dt.timedelta, using: str) -> None:
+    """Note that code still declares these, once in so long: many hosts starting at once write it once."""
+    stale = Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - after)
     rows = Schedule.objects.using(using).filter(stale, name__in=names, origin=Origin.CODE)
-    # A row that a tick holds just now is noted next time.
-    pks = rows.order_by("name").select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
-    rows.filter(pk__in=list(pks)).update(last_registered_at=Now())
+    with transaction.atomic(using=using):
+        # A row that a tick holds just now is noted next time.
+        pks = rows.order_by("name").select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)
+        rows.filter(pk__in=list(pks)).update(last_registered_at=Now())
 
 
-def _orphans(names: Sequence[str], on_unregistered: str, using: str) -> ScheduleQuerySet:
-    """Rows that came from code, that this process does not declare, and that are yet to be dealt with."""
+def _orphans(names: Sequence[str], on_unregistered: str, grace: dt.timedelta, using: str) -> ScheduleQuerySet:
+    """Rows that came from code, that no process has declared within the `grace`, and that are yet to be dealt with."""
     orphans = Schedule.objects.using(using).filter(origin=Origin.CODE).exclude(name__in=names)
     if on_unregistered == "keep":
         return orphans.none()
+    if grace:
+        orphans = orphans.filter(Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - grace))
     return orphans if on_unregistered == "delete" else orphans.filter(paused=False)
 
 
-def _reconcile(orphans: ScheduleQuerySet, on_unregistered: str) -> None:
+def _sorted(schedules: ScheduleQuerySet) -> list[str]:
+    return list(schedules.order_by("name").values_list("name", flat=True))
+
+
+def _reconcile(orphans: ScheduleQuerySet, names: list[str], on_unregistered: str, using: str) -> None:
+    if not names:
+        return
+    rows = orphans.filter(name__in=names)
     if on_unregistered == "delete":
-        orphans.delete()
+        rows.delete()
     else:
-        orphans.pause(by=SYNC, reason=ORPHANED)
+        rows.pause(by=SYNC, reason=ORPHANED)
+    signals.send(signals.schedules_orphaned, using=using, names=names, on_unregistered=on_unregistered)

@@ -87,6 +87,7 @@ PGWERK = {
     "LEASE": float(os.environ.get("PGWERK_LEASE", "60")),
     # For the processes that tests start.
     "POLL_INTERVAL": float(os.environ.get("PGWERK_POLL", "1")),
+    "ORPHAN_GRACE": float(os.environ.get("PGWERK_ORPHAN_GRACE", "300")),
     "LISTEN": os.environ.get("PGWERK_LISTEN"),
     "CELERY_RESULTS": "PGWERK_TEST_RESULTS" in os.environ,
     "WERK": os.environ.get("PGWERK_TEST_WERK"),
