@@ -109,9 +109,9 @@ def test_who_was_away_lets_others_speak_before_it_judges() -> None:
     restart(code(*OLD))
     restart(code(*NEW))
     pass_by(10 * MINUTE)  # an outage, for all of them
-    go_on(code(*NEW), judging=False)
-    go_on(code(*OLD), judging=False)
-    go_on(code(*NEW))
+    go_on(code(*NEW), "delete", judging=False)
+    go_on(code(*OLD), "delete", judging=False)
+    go_on(code(*NEW), "delete")
     assert alive() == {"both", "old", "new"}
 
 
