@@ -16,6 +16,7 @@ at a time: an outage of ten thousand schedules is one mail.
 import datetime as dt
 import functools
 import socket
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from pgwerk_django.loop import Every
 from pgwerk_django.models import FAILED, MISSED, atomic
 
 WATCH = dt.timedelta(seconds=5)
+PATIENCE = 20  # times what a look has taken, to the next one
 LATE_AFTER = 60  # seconds, or the schedule's own grace where that is longer
 LONGEST_WAIT = 300  # seconds of a job that could run
 LOOK_BACK = 600  # seconds: who fails or is missed while nobody looks for longer, is told of by its next failure
@@ -210,7 +212,10 @@ class Watch:
 
     def step(self) -> None:
         if self._time_to_look():
+            started = time.monotonic()
             self.look()
+            # Where thousands of schedules are late, it takes its time: that must not make it worse.
+            self._time_to_look.again(max(WATCH.total_seconds(), PATIENCE * (time.monotonic() - started)))
 
     def look(self) -> None:
         changes, is_mail_due = look(using=self._using)

@@ -1,8 +1,10 @@
 """Alerts: late, missed, failing and recovered are told once each, whatever the number of those who look."""
 
 import datetime as dt
+import itertools
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import django
@@ -283,6 +285,19 @@ def test_a_look_is_led_by_the_indexes() -> None:
     for table in ("_pgwerk_schedules", "_pgwerk_jobs"):
         assert f"Seq Scan on {table}" not in plan, plan
     assert "hashed SubPlan" not in plan, plan
+
+
+def test_a_look_that_takes_long_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    clock = iter(itertools.count(0, 2.5))  # each look at the clock is 2.5 s after the one before
+    waits: list[float] = []
+    monkeypatch.setattr(alerts, "time", SimpleNamespace(monotonic=clock.__next__))
+    watch = alerts.Watch(using="default")
+    monkeypatch.setattr(watch, "look", lambda: looks.append(1))
+    monkeypatch.setattr(watch._time_to_look, "again", waits.append)
+    watch._time_to_look._next = 0
+    watch.step()
+    assert (looks, waits) == ([1], [50])
 
 
 # -- mail

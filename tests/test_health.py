@@ -1,9 +1,11 @@
 """`manage.py schedules health`: green, red, and what is told; with figures that the indexes lead to."""
 
 import json
+import re
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,7 +14,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from pgwerk_django import health
+from pgwerk_django import alerts, health, signals
 from pgwerk_django.models import Alert, Job, Process, Queue, Schedule
 from tests.processes import Started
 from tests.time_travel import HOUR, MINUTE, SECOND, make, now
@@ -308,6 +310,38 @@ def test_a_database_that_does_not_answer_is_red(
 def test_options_that_are_refused(bad: str) -> None:
     with pytest.raises(CommandError):
         call_command("schedules", "health", bad)
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "monitoring.md").read_text()
+
+
+def test_the_probes_of_the_manual_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    process("scheduler")
+    process("worker")
+    as_lists = re.findall(r'"schedules", "health"((?:, "--[^"]+")*)\]', PAGE)
+    in_lines = re.findall(r"`(?:manage\.py )?schedules health((?: --[\w=-]+)*)`", PAGE)
+    told = [re.findall(r"--[\w=-]+", options) for options in (*as_lists, *in_lines)]
+    assert ["--here", "--role=scheduler"] in told
+    assert [] in told
+    for options in told:
+        assert probe(capsys, *options)[0] == 0, options
+
+
+def test_the_manual_names_each_finding_and_each_alert() -> None:
+    source = (Path(health.__file__)).read_text()
+    for check in {*re.findall(r'Finding\(\s*"(\w+)"', source)} - {"processes"}:
+        assert f"`{check}`" in PAGE, check
+    assert 'Finding("late"' in source
+    rows = dict(re.findall(r"^\| `(schedule_\w+)` \| (.*?) \|", PAGE, re.MULTILINE))
+    told: dict[str, set[str]] = {}
+    for change in (
+        alerts.Change(is_over, "x", kind, "key", "why", now(), now())
+        for is_over, kind in ((False, "late"), (False, "missed"), (False, "failing"), (True, "late"))
+    ):
+        signal, event = alerts._event(change)
+        (name,) = [name for name in rows if getattr(signals, name) is signal]
+        told[name] = set(event)
+    assert told == {name: set(re.findall(r"`(\w+)`", arguments)) for name, arguments in rows.items()}
 
 
 # -- what it costs
