@@ -25,6 +25,19 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 @checks.register("pgwerk")
+def check_admins(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    if conf.problems() or not conf.current().MAIL_ADMINS or settings.ADMINS:
+        return []
+    return [
+        checks.Warning(
+            "PGWERK['MAIL_ADMINS'] is True, and ADMINS is empty: nobody is told",
+            hint="Name in ADMINS who is to get the mails.",
+            id="pgwerk_django.W002",
+        )
+    ]
+
+
+@checks.register("pgwerk")
 def check_time_zone_support(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
     if settings.USE_TZ:
         return []

@@ -30,6 +30,7 @@ class Conf:
     ALLOWED_FUNCTIONS: tuple[str, ...] = ()
     MASK: tuple[str, ...] = ("API", "AUTH", "TOKEN", "KEY", "SECRET", "PASS", "SIGNATURE", "HTTP_COOKIE")
     CELERY_RESULTS: bool = False
+    MAIL_ADMINS: bool = False
     WERK: str | None = None
     LISTEN: str | None = None
     NOTIFY: bool = True
@@ -118,6 +119,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "ALLOWED_FUNCTIONS": _texts,
     "MASK": _patterns,
     "CELERY_RESULTS": _flag,
+    "MAIL_ADMINS": _flag,
     "WERK": _optional_text,
     "LISTEN": _optional_text,
     "NOTIFY": _flag,

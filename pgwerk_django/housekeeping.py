@@ -4,7 +4,7 @@ import datetime as dt
 
 from pgwerk_django import signals
 from pgwerk_django.claims import recover_lost
-from pgwerk_django.models import Job, Process, Queue
+from pgwerk_django.models import Alert, Job, Process, Queue
 
 HOUSEKEEPING = dt.timedelta(minutes=1)
 EXPIRED_BATCH = 1000
@@ -18,6 +18,7 @@ def keep_house(*, using: str) -> int:
     recover_lost(using=using)
     Job.objects.using(using).skip_not_started(NOT_STARTED_BATCH)
     Queue.objects.using(using).discover()
+    Alert.objects.using(using).delete_old()
     if jobs or processes:
         signals.send(signals.housekept, using=using, jobs=jobs, processes=processes)
     return jobs

@@ -17,15 +17,21 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connections, reset_queries
 
 from pgwerk_django import conf
+from pgwerk_django.systemd import Notifier
 
 FIRST_RETRY = 0.1
 LONGEST_RETRY = 5.0
+LONGEST_SLEEP = 10.0  # seconds, however long a poll is: heartbeats want to be written
 
 Lost = (OperationalError, InterfaceError)
 
 
 class Runner(Protocol):
     """What a loop runs."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has begun its work."""
 
     def step(self) -> float:
         """Do what is to be done; give the seconds until there may be more (0: at once)."""
@@ -110,7 +116,11 @@ class Every:
 
 
 class Loop:
-    """Calls each runner's `step` again and again on one connection, until `stop()`."""
+    """Calls each runner's `step` again and again on one connection, until `stop()`.
+
+    systemd's watchdog hears of each pass that comes to an end, be it that the database was away: to be restarted would not
+    bring that back. A step that hangs ends no pass.
+    """
 
     def __init__(
         self,
@@ -127,6 +137,7 @@ class Loop:
         self._stopping = False
         self._lost_at: float | None = None
         self._retry = FIRST_RETRY
+        self._notifier = Notifier()
         self.bell = bell or Bell()
 
     def stop(self) -> None:
@@ -137,10 +148,12 @@ class Loop:
     def run(self) -> None:
         try:
             while not self._stopping:
-                delay = self._pass()
+                delay = min(self._pass(), LONGEST_SLEEP, self._notifier.longest_silence)
+                self._notifier.live()
                 if delay > 0 and not self._stopping:
                     self.bell.wait(delay)
         finally:
+            self._notifier.say(STOPPING="1", STATUS="stopping")
             for runner in self._runners:
                 # A database that is away now will find our leases and heartbeats run out.
                 with contextlib.suppress(*Lost):
@@ -154,6 +167,8 @@ class Loop:
         except Lost as error:
             return self._away(error)
         self._returned()
+        if all(runner.ready for runner in self._runners):
+            self._notifier.say(READY="1", STATUS="running")
         return delay
 
     def _away(self, error: Exception) -> float:
@@ -161,6 +176,7 @@ class Loop:
         if self._lost_at is None:
             self._lost_at = time.monotonic()
             self._on_lost(error)
+        self._notifier.say(STATUS=f"waiting for the database: {error}")
         delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
         return delay * random.uniform(0.5, 1)  # noqa: S311  # spreads a fleet's reconnects, guards nothing
 

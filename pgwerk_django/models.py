@@ -27,6 +27,7 @@ from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interv
 HEARTBEAT = timedelta(seconds=10)
 SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
 DEAD_AFTER = timedelta(minutes=5)  # its row is deleted
+ALERTS_KEPT = timedelta(days=7)  # once they are over
 MOST_COUNTED = 10_000  # jobs of a queue: who has more need not know how many
 SYNC = "sync"  # `paused_by` of a pause that code may lift again
 # PostgreSQL's [[:cntrl:]] depends on the locale, so the characters are named.
@@ -359,7 +360,11 @@ class Schedule(models.Model):
                 condition=Q(interval__isnull=True) | Q(interval__gte=1, interval__lte=LONGEST_INTERVAL),
             ),
         ]
-        indexes = [models.Index(due_at(), name="pgwerk_due", condition=MAY_RUN)]
+        indexes = [
+            models.Index(due_at(), name="pgwerk_due", condition=MAY_RUN),
+            # What was set aside. A tick writes no entry here, unless it sets aside.
+            models.Index(fields=["id"], name="pgwerk_set_aside", condition=~Q(error="")),
+        ]
         permissions = [
             ("pause_schedule", _("Can pause and resume schedules")),
             ("trigger_schedule", _("Can trigger schedules")),
@@ -596,6 +601,14 @@ def expiry(ttl: str, default: int) -> "models.ExpressionWrapper[Any]":
     return models.ExpressionWrapper(Now() + lifetime, output_field=models.DateTimeField())
 
 
+# In the text of a statement: `schedule_name <> ''`, and one of these two.
+FAILED = "status = 'FAILED'"
+MISSED = (
+    "status = 'SKIPPED' AND NOT reason LIKE 'overlap:%'"  # not what an earlier job of the same schedule stood in for
+)
+ENDED_BADLY = ~Q(schedule_name="") & (Q(status="FAILED") | (Q(status="SKIPPED") & ~Q(reason__startswith="overlap:")))
+
+
 class Job(models.Model):
     """The record of one run: queue entry, history and idempotency key in one row."""
 
@@ -693,6 +706,8 @@ class Job(models.Model):
             models.Index(fields=["expires_at"], name="pgwerk_expiry", condition=Q(expires_at__isnull=False)),
             # What failed, newest first: an entry only for what does, so ticks and successes pay nothing.
             models.Index(fields=["id"], name="pgwerk_failed", condition=Q(status="FAILED"), include=["schedule_name"]),
+            # Runs that failed, and due times that were missed: what people are told of.
+            models.Index(fields=["finished_at"], name="pgwerk_ended_badly", condition=ENDED_BADLY),
         ]
         permissions = [("retry_job", _("Can retry jobs")), ("cancel_job", _("Can cancel jobs"))]
 
@@ -807,6 +822,47 @@ class Queue(models.Model):
         return self.name
 
 
+class AlertQuerySet(models.QuerySet["Alert"]):
+    def delete_old(self) -> int:
+        return self.filter(ended_at__lt=Now() - ALERTS_KEPT).delete()[0]
+
+
+class Alert(models.Model):
+    """Something about a schedule that people are told of, once: it is late, it fails, or a due time was missed.
+
+    A table of its own: a schedule that nobody takes may be one that somebody has locked.
+    """
+
+    schedule_name = models.CharField(max_length=200, default="", db_default="")
+    kind = models.CharField(max_length=10, default="", db_default="")  # late, failing, missed
+    job_key = models.CharField(max_length=255, default="", db_default="")  # of the job that was missed, or failed
+    why = models.TextField(default="", db_default="")
+    since = models.DateTimeField(db_default=Now())
+    noticed_at = models.DateTimeField(db_default=Now())
+    ended_at = models.DateTimeField(null=True)  # at once for what was missed
+    news = models.BooleanField(default=False, db_default=False)  # to be mailed
+    mailed_at = models.DateTimeField(null=True)
+
+    objects = AlertQuerySet.as_manager()
+
+    class Meta:
+        db_table = "_pgwerk_alerts"
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["schedule_name", "kind"], condition=Q(ended_at=None), name="pgwerk_alert_open"
+            ),
+            models.UniqueConstraint(fields=["job_key"], condition=Q(kind="missed"), name="pgwerk_alert_missed"),
+        ]
+        indexes = [
+            models.Index(fields=["id"], name="pgwerk_alert_news", condition=Q(news=True)),
+            models.Index(fields=["mailed_at"], name="pgwerk_alert_mailed", condition=Q(mailed_at__isnull=False)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.schedule_name} {self.kind}"
+
+
 class ProcessQuerySet(models.QuerySet["Process"]):
     def delete_dead(self) -> int:
         """Rows of processes that ended without saying so. One that was only frozen writes its row again."""
@@ -838,8 +894,11 @@ class Process(models.Model):
 
     @classmethod
     def here(cls, role: str, *, version: str, queues: Sequence[str] = ()) -> Self:
-        """The row of this process, yet to be written by its first `beat`."""
-        return cls(role=role, host=socket.gethostname(), pid=os.getpid(), version=version, queues=list(queues))
+        """The row of this process, yet to be written by its first `beat`. How long it sleeps, who judges it must know."""
+        stats = {"poll": conf.current().POLL_INTERVAL}
+        return cls(
+            role=role, host=socket.gethostname(), pid=os.getpid(), version=version, queues=list(queues), stats=stats
+        )
 
     def beat(self, *, using: str, **stats: Any) -> None:
         """Say that this process lives. An upsert: whoever took it for dead and deleted the row was wrong."""

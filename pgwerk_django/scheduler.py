@@ -15,6 +15,7 @@ from django.db import OperationalError, connections
 import pgwerk_django
 from pgwerk_django import conf, signals, targets
 from pgwerk_django import registry as declared
+from pgwerk_django.alerts import Watch
 from pgwerk_django.handover import HandOver, hand_over
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
@@ -49,16 +50,24 @@ class _Service:
         self._process = Process.here("scheduler", version=pgwerk_django.__version__)
         self._synced = False
         self._hand_over = HandOver(str(self._process), using=self._using)
+        self._watch = Watch(using=self._using)
         self._time_to_beat = Every(HEARTBEAT)
+        self._time_to_beat_all_the_same = Every(2 * HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._time_to_look_aside = Every(LOOK_ASIDE)
         self._grace = _orphan_grace()
         self._time_to_stand_by = Every(min(self._grace / 3, HOUSEKEEPING))
         self._stood_by_at = time.monotonic()
 
+    @property
+    def ready(self) -> bool:
+        return self._synced
+
     def step(self) -> float:
         if not self._synced and not self._sync():
             return _held_by_another()
+        if self._time_to_beat_all_the_same():  # ticks fail: that is to be told from a process that is gone
+            self._beat()
         if self._time_to_look_aside():
             self._look_aside()
         next_due_at, now, waiting = Schedule.objects.using(self._using).look()  # the one statement of an idle pass
@@ -74,6 +83,7 @@ class _Service:
     def close(self) -> None:
         if self._synced:
             self._hand_over.close()
+            self._watch.close()
             signals.send_now(signals.process_stopped, role="scheduler")
             self._process.end(using=self._using)
 
@@ -87,10 +97,14 @@ class _Service:
             return False
         self._time_to_stand_by()
         self._stood_by_at = time.monotonic()
-        self._process.beat(using=self._using)  # before its first tick: what that does has a process to show for it
+        self._beat()  # before its first tick: what that does has a process to show for it
         signals.send_now(signals.process_started, role="scheduler")
         self._synced = True
         return True
+
+    def _beat(self) -> None:
+        self._process.beat(using=self._using)
+        self._time_to_beat_all_the_same.again(2 * HEARTBEAT.total_seconds())
 
     def _until(self, next_due_at: dt.datetime | None, now: dt.datetime) -> float:
         """Seconds from PostgreSQL's now, at most one poll: what becomes due earlier must not wait longer."""
@@ -105,9 +119,10 @@ class _Service:
 
     def _care(self) -> None:
         if self._time_to_beat():
-            self._process.beat(using=self._using)
+            self._beat()
         if self._time_to_clean() and keep_house(using=self._using) == EXPIRED_BATCH:
             self._time_to_clean.again()
+        self._watch.step()
         if self._time_to_stand_by():
             self._stand_by()
 
@@ -203,6 +218,9 @@ class Scheduler:
             pass
         hand_over(str(Process.here("scheduler", version=pgwerk_django.__version__)), using=self.using)
         keep_house(using=self.using)
+        watch = Watch(using=self.using)
+        watch.look()
+        watch.close()
 
     def tick(self, batch_size: int | None = None) -> int:
         """One batch of what is due: how many schedules it handled (0: nothing was due, or others hold it)."""

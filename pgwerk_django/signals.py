@@ -27,6 +27,11 @@ schedules_paused = Signal()  # names, by, reason
 schedules_resumed = Signal()  # names, by
 schedules_triggered = Signal()  # names, by
 schedules_deleted = Signal()  # names
+schedule_late = Signal()  # name, seconds: since it was due, why: no scheduler takes it, or its job waits
+schedule_failing = Signal()  # name, key: of the job (empty when it was set aside), error: in one line
+schedule_missed = Signal()  # name, key, why: of the job that stands for due times that did not run
+schedule_recovered = Signal()  # name, was: "late" or "failing", seconds: for how long
+mail_failed = Signal()  # names: of the schedules it was to tell of, error
 schedules_orphaned = Signal()  # names, on_unregistered: code declares them no longer
 job_started = Signal()  # job
 job_finished = Signal()  # job, attempt, seconds: how long it ran
@@ -60,6 +65,11 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     schedules_resumed: ("schedules_resumed", logging.INFO),
     schedules_triggered: ("schedules_triggered", logging.INFO),
     schedules_deleted: ("schedules_deleted", logging.INFO),
+    schedule_late: ("schedule_late", logging.WARNING),
+    schedule_failing: ("schedule_failing", logging.ERROR),
+    schedule_missed: ("schedule_missed", logging.WARNING),
+    schedule_recovered: ("schedule_recovered", logging.INFO),
+    mail_failed: ("mail_failed", logging.ERROR),
     schedules_orphaned: ("schedules_orphaned", logging.WARNING),
     job_started: ("job_started", logging.DEBUG),
     job_finished: ("job_finished", logging.INFO),

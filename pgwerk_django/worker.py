@@ -14,6 +14,7 @@ from django.dispatch import Signal
 
 import pgwerk_django
 from pgwerk_django import conf, signals
+from pgwerk_django.alerts import Watch
 from pgwerk_django.children import Child, Children, Held
 from pgwerk_django.claims import FIELDS, Claim, Claims, event_of, recover_lost
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
@@ -88,6 +89,7 @@ class Worker:
         self._time_to_ask = Every(conf.current().POLL_INTERVAL)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._teller = signals.Teller()
+        self._watch = Watch(using=self.using)
         self._loop: Loop | None = None
         self._stopped = self._hurried = False
 
@@ -119,6 +121,10 @@ class Worker:
         self._hurried = True
         self.stop()
 
+    @property
+    def ready(self) -> bool:
+        return self._children is not None
+
     def step(self) -> float:
         children = self._begin()
         if (lingers := self._lingers()) > 0:
@@ -148,6 +154,7 @@ class Worker:
             self.bell.wait(min(left, AWAY))
         signals.send_now(signals.process_stopped, role="worker")
         self._teller.close(TELLS_WITHIN)
+        self._watch.close()
 
     def _begin(self) -> Children:
         if self._children is None:
@@ -199,6 +206,7 @@ class Worker:
             Job.objects.using(self.using).skip_not_started(NOT_STARTED_BATCH)
         if self._time_to_clean() and keep_house(using=self.using) == EXPIRED_BATCH:
             self._time_to_clean.again(CLEAN_MORE)
+        self._watch.step()
 
     def _try(self, action: Callable[[], object]) -> bool:
         """Whether it could be done: not while the database is away."""
@@ -427,7 +435,8 @@ class Worker:
 
     def _until_next(self) -> float:
         now = time.monotonic()
-        times = [now + conf.current().POLL_INTERVAL]
+        # However long a poll is, leases are renewed in time.
+        times = [now + min(conf.current().POLL_INTERVAL, self._lease / 3)]
         if self._claims_soon:
             times.append(self._found_none + LINGER)
         for held in self._held.values():

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 
+import django
 import environ
 
 from example_project.embedded import EmbeddedPostgres
@@ -90,5 +91,22 @@ PGWERK = {
     "ORPHAN_GRACE": float(os.environ.get("PGWERK_ORPHAN_GRACE", "300")),
     "LISTEN": os.environ.get("PGWERK_LISTEN"),
     "CELERY_RESULTS": "PGWERK_TEST_RESULTS" in os.environ,
+    "MAIL_ADMINS": "PGWERK_TEST_MAILS" in os.environ or "PGWERK_TEST_SMTP" in os.environ,
     "WERK": os.environ.get("PGWERK_TEST_WERK"),
 }
+
+ADMINS = ["ada@example.org"] if django.VERSION >= (6, 0) else [("Ada", "ada@example.org")]
+# What tests read of the mails that their processes send: a folder, or a port of their own.
+MAILS, SMTP_PORT = os.environ.get("PGWERK_TEST_MAILS", ""), os.environ.get("PGWERK_TEST_SMTP", "")
+if django.VERSION >= (6, 1):
+    MAILERS = {
+        "default": {
+            "BACKEND": f"django.core.mail.backends.{'smtp' if SMTP_PORT else 'filebased'}.EmailBackend",
+            "OPTIONS": {"host": "127.0.0.1", "port": int(SMTP_PORT)} if SMTP_PORT else {"file_path": MAILS},
+        }
+    }
+elif MAILS:
+    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+    EMAIL_FILE_PATH = MAILS
+elif SMTP_PORT:
+    EMAIL_HOST, EMAIL_PORT = "127.0.0.1", int(SMTP_PORT)

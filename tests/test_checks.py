@@ -24,6 +24,13 @@ def test_a_healthy_project_has_nothing_to_hear() -> None:
     assert found() == {}
 
 
+def test_mails_to_nobody(settings: Any) -> None:
+    settings.PGWERK = {"MAIL_ADMINS": True}
+    assert found() == {}
+    settings.ADMINS = []
+    assert "nobody is told" in found()["pgwerk_django.W002"]
+
+
 def test_naive_time(settings: Any) -> None:
     settings.USE_TZ = False
     assert "USE_TZ" in found()["pgwerk_django.E002"]

@@ -16,6 +16,8 @@ from tests.waiting import wait_until
 class Steps:
     """Gives back the delays it was given, one a step, and stops its loop at the end; an exception is raised."""
 
+    ready = True
+
     def __init__(self, *script: float | Exception) -> None:
         self.script = list(script)
         self.loop: Loop | None = None

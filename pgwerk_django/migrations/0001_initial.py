@@ -126,6 +126,43 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name="Alert",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("schedule_name", models.CharField(db_default="", default="", max_length=200)),
+                ("kind", models.CharField(db_default="", default="", max_length=10)),
+                ("job_key", models.CharField(db_default="", default="", max_length=255)),
+                ("why", models.TextField(db_default="", default="")),
+                ("since", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("noticed_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("ended_at", models.DateTimeField(null=True)),
+                ("news", models.BooleanField(db_default=False, default=False)),
+                ("mailed_at", models.DateTimeField(null=True)),
+            ],
+            options={
+                "db_table": "_pgwerk_alerts",
+                "default_permissions": (),
+                "indexes": [
+                    models.Index(condition=models.Q(("news", True)), fields=["id"], name="pgwerk_alert_news"),
+                    models.Index(
+                        condition=models.Q(("mailed_at__isnull", False)),
+                        fields=["mailed_at"],
+                        name="pgwerk_alert_mailed",
+                    ),
+                ],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("ended_at", None)),
+                        fields=("schedule_name", "kind"),
+                        name="pgwerk_alert_open",
+                    ),
+                    models.UniqueConstraint(
+                        condition=models.Q(("kind", "missed")), fields=("job_key",), name="pgwerk_alert_missed"
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="Process",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
@@ -456,7 +493,10 @@ class Migration(migrations.Migration):
                         django.db.models.functions.comparison.Least("next_run_at", "triggered_at"),
                         condition=models.Q(("paused", False), ("triggered_at__isnull", False), _connector="OR"),
                         name="pgwerk_due",
-                    )
+                    ),
+                    models.Index(
+                        condition=models.Q(("error", ""), _negated=True), fields=["id"], name="pgwerk_set_aside"
+                    ),
                 ],
                 "constraints": [
                     models.UniqueConstraint(fields=("name",), name="pgwerk_schedule_name"),
@@ -724,6 +764,20 @@ class Migration(migrations.Migration):
                         fields=["id"],
                         include=["schedule_name"],
                         name="pgwerk_failed",
+                    ),
+                    models.Index(
+                        condition=models.Q(
+                            models.Q(("schedule_name", ""), _negated=True),
+                            models.Q(
+                                ("status", "FAILED"),
+                                models.Q(
+                                    ("status", "SKIPPED"), models.Q(("reason__startswith", "overlap:"), _negated=True)
+                                ),
+                                _connector="OR",
+                            ),
+                        ),
+                        fields=["finished_at"],
+                        name="pgwerk_ended_badly",
                     ),
                 ],
                 "constraints": [

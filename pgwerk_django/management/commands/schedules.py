@@ -1,4 +1,4 @@
-"""`manage.py schedules list|next|pause|resume|trigger|export|import`: what the admin does, and moving house."""
+"""`manage.py schedules list|next|pause|resume|trigger|health|export|import`: what the admin does, and moving house."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from pgwerk_django.importers import json_file
-from pgwerk_django.management import moving
+from pgwerk_django.management import moving, probing
 from pgwerk_django.management.service import PgwerkCommand, positive, text_of, upcoming, whoami
 from pgwerk_django.models import database_now
 from pgwerk_django.scheduler import Scheduler
 
 
 class Command(PgwerkCommand):
-    help = "Lists schedules and their next runs; pauses, resumes and triggers them; exports and imports them."
+    help = "Lists schedules and their next runs; pauses, resumes and triggers them; says whether they are well; exports and imports them."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         verbs = parser.add_subparsers(dest="verb", required=True)
@@ -25,12 +25,16 @@ class Command(PgwerkCommand):
             acting = verbs.add_parser(verb, help=f"{verb} schedules by name")
             acting.add_argument("names", nargs="+", metavar="name")
         verbs.choices["pause"].add_argument("--reason", default="", help="shown in the admin")
+        probing.add_verb(verbs)
         moving.add_verbs(verbs)
 
     def handle(self, *args: Any, verb: str, names: list[str] | None = None, **options: Any) -> None:
         scheduler = Scheduler()
         if verb == "import":
             moving.move_in(self, scheduler.using, **options)
+            return
+        if verb == "health":
+            probing.probe(self, scheduler.using, **options)
             return
         every = scheduler.list_schedules()
         if unknown := set(names or ()) - {row.name for row in every}:
