@@ -32,6 +32,8 @@ class Conf:
     WERK: str | None = None
     LISTEN: str | None = None
     NOTIFY: bool = True
+    TELEMETRY: bool = False
+    METRICS_SCHEDULES: int = 0
 
 
 class _Bad(Exception):
@@ -77,6 +79,12 @@ def _count(value: object) -> int:
     return value
 
 
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _Bad("a whole number, 0 or more")
+    return value
+
+
 def _duration(value: object) -> float:
     if isinstance(value, dt.timedelta):
         value = value.total_seconds()
@@ -108,6 +116,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "WERK": _optional_text,
     "LISTEN": _optional_text,
     "NOTIFY": _flag,
+    "TELEMETRY": _flag,
+    "METRICS_SCHEDULES": _number,
 }
 
 

@@ -359,7 +359,11 @@ class Schedule(models.Model):
                 condition=Q(interval__isnull=True) | Q(interval__gte=1, interval__lte=LONGEST_INTERVAL),
             ),
         ]
-        indexes = [models.Index(due_at(), name="pgwerk_due", condition=MAY_RUN)]
+        indexes = [
+            models.Index(due_at(), name="pgwerk_due", condition=MAY_RUN),
+            # What people count. The other index has what is paused only while it is triggered, too.
+            models.Index(fields=["id"], name="pgwerk_paused", condition=Q(paused=True)),
+        ]
         permissions = [
             ("pause_schedule", _("Can pause and resume schedules")),
             ("trigger_schedule", _("Can trigger schedules")),
@@ -660,6 +664,8 @@ class Job(models.Model):
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
     cancel_forced = models.BooleanField(_("cancel forced"), default=False, db_default=False)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    # The span in which it was enqueued, as in the W3C's header of that name. Empty without telemetry.
+    traceparent = models.CharField(max_length=100, default="", db_default="", blank=True, editable=False)
 
     objects = JobQuerySet.as_manager()
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+import itertools
 import time
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from django.db import DatabaseError, transaction
 from psycopg.types.datetime import TimestamptzLoader
 
-from pgwerk_django import conf, policies, signals
+from pgwerk_django import conf, policies, signals, spans
 from pgwerk_django.arrays import array
 from pgwerk_django.models import Schedule, atomic, instant, recurrence_of
 
@@ -64,7 +65,7 @@ def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None =
     """
     settings = conf.current()
     started = time.perf_counter()
-    with atomic(using):
+    with spans.watch.tick(), atomic(using):
         rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now)
         if not rows:
             return 0
@@ -82,8 +83,16 @@ def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None =
             jobs=outcome.jobs,
             skipped=outcome.skipped,
             milliseconds=round((time.perf_counter() - started) * 1000),
+            misfired=sum(planned.dropped is not None and not planned.error for planned in plans),
+            late=round(max(map(_late, rows, plans, itertools.repeat(now))), 3),
         )
     return len(plans) - outcome.left
+
+
+def _late(row: Any, planned: Plan, now: dt.datetime) -> float:
+    """Seconds from when it was due to when a tick noticed."""
+    due_ats = [planned.triggered_at, row.next_run_at if planned.recurs and not row.replan else None]
+    return max(((now - due_at).total_seconds() for due_at in due_ats if due_at is not None), default=0)
 
 
 @functools.lru_cache(maxsize=8)

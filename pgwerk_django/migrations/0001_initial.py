@@ -456,7 +456,8 @@ class Migration(migrations.Migration):
                         django.db.models.functions.comparison.Least("next_run_at", "triggered_at"),
                         condition=models.Q(("paused", False), ("triggered_at__isnull", False), _connector="OR"),
                         name="pgwerk_due",
-                    )
+                    ),
+                    models.Index(condition=models.Q(("paused", True)), fields=["id"], name="pgwerk_paused"),
                 ],
                 "constraints": [
                     models.UniqueConstraint(fields=("name",), name="pgwerk_schedule_name"),
@@ -662,6 +663,10 @@ class Migration(migrations.Migration):
                     models.BooleanField(db_default=False, default=False, verbose_name="cancel forced"),
                 ),
                 ("expires_at", models.DateTimeField(blank=True, null=True, verbose_name="expires at")),
+                (
+                    "traceparent",
+                    models.CharField(blank=True, db_default="", default="", editable=False, max_length=100),
+                ),
                 (
                     "worker",
                     models.ForeignKey(
