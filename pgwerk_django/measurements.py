@@ -158,7 +158,7 @@ class Counting:
         self._recorder = recorder
         self._queues = Capped(MOST_QUEUES)
         self._targets = Capped(MOST_TARGETS)
-        self._schedules = Capped(conf.current().METRICS_SCHEDULES)
+        self._schedules: Capped | None = None
         self._receivers: Mapping[Signal, Callable[..., None]] = {
             signals.ticked: self._ticked,
             signals.schedule_set_aside: lambda **event: recorder.add(SET_ASIDE, 1),
@@ -220,7 +220,11 @@ class Counting:
 
     def _schedule(self, name: str) -> str:
         """Empty, which to Prometheus is no label at all, unless the settings give schedules series of their own."""
-        return self._schedules(name) if name and conf.current().METRICS_SCHEDULES else ""
+        if not name or not conf.current().METRICS_SCHEDULES:
+            return ""
+        if self._schedules is None:  # not before: counting may begin before there are settings
+            self._schedules = Capped(conf.current().METRICS_SCHEDULES)
+        return self._schedules(name)
 
     def _recovered(self, retried: int, failed: int, **event: Any) -> None:
         self._recorder.add(RECOVERED, retried, "retried")

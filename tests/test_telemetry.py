@@ -327,14 +327,20 @@ def test_a_worker_asks_the_database_nothing(seen: Seen) -> None:
 # -- real processes --------------------------------------------------------------------------------------------------
 
 
+# When it is instrumented, it does not yet know its settings.
+MANAGE = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+from django.core.management import execute_from_command_line
+execute_from_command_line(["manage.py", *sys.argv[1:]])
+"""
+
 # Processes that it starts are not to be instrumented.
 FORGETS = """
-import os, sys
+import os
 os.environ["PYTHONPATH"] = os.pathsep.join(
     path for path in os.environ["PYTHONPATH"].split(os.pathsep) if not path.endswith("auto_instrumentation")
 )
-from django.core.management import execute_from_command_line
-execute_from_command_line(["django", *sys.argv[1:]])
 """
 
 
@@ -395,9 +401,10 @@ def test_by_opentelemetry_instrument_alone(start: Any, tmp_path: Path, forgets: 
         "-c",
         "import sys; from opentelemetry.instrumentation.auto_instrumentation import run; run()",
         sys.executable,
-        *("-c", FORGETS) if forgets else ("-m", "django"),
+        *("-c", FORGETS + MANAGE if forgets else MANAGE),
         *("runworker", "--burst", "--concurrency=1"),
         PYTHONPATH=path,
+        DJANGO_SETTINGS_MODULE="",
         PYTHONWARNINGS="",
         OTEL_TRACES_EXPORTER="console",
         OTEL_METRICS_EXPORTER="none",
