@@ -1,6 +1,6 @@
 """What a scrape costs with 100,000 schedules and 1,000,000 jobs: as they are mostly history, and as they all wait.
 
-    python -m benchmarks.metrics [--schedules N] [--jobs N] [--rounds N]
+python -m benchmarks.metrics [--schedules N] [--jobs N] [--rounds N]
 """
 
 import argparse
@@ -59,14 +59,20 @@ def measure(what: str, rounds: int) -> float:
         started = time.perf_counter()
         readings = gauges.measure("default")
         taken.append((time.perf_counter() - started) * 1000)
-    print(f"\n{what}: {len(readings)} series, median {statistics.median(taken[1:]):.0f} ms, slowest {max(taken[1:]):.0f} ms")
+    print(
+        f"\n{what}: {len(readings)} series, median {statistics.median(taken[1:]):.0f} ms, slowest {max(taken[1:]):.0f} ms"
+    )
     with psycopg.connect(**connection_parameters("default")) as session:
         session.execute(gauges._SETTINGS)
-        for name in ("_DUE", "_SCHEDULES", "_WAITING", "_RUNNING", "_OUTBOX"):
+        for name in ("_DUE", "_SCHEDULES", "_PLACES", "_RUNNING", "_OUTBOX"):
             started = time.perf_counter()
             rows = session.execute(getattr(gauges, name)).fetchall()
             milliseconds = (time.perf_counter() - started) * 1000
             print(f"  {name.strip('_').lower():<10} {milliseconds:6.1f} ms {len(rows):5} rows")
+            if name == "_PLACES":
+                started = time.perf_counter()
+                counted = gauges._counted(session, [row[:2] for row in rows])
+                print(f"  {'counted':<10} {(time.perf_counter() - started) * 1000:6.1f} ms {len(counted):5} rows")
     return statistics.median(taken[1:])
 
 

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from pgwerk_django.models import MOST_COUNTED, SILENT_AFTER
 WITHIN = 5.0  # seconds until whoever asked is told that the database does not answer
 STATEMENT_TIMEOUT = 4  # seconds, of each statement
 MOST_PLACES = 200  # queues, and in each its priorities; what is beyond is counted as one
+MOST_READ = 50_000  # jobs that wait, and as many that are to run later: shared among the places
 MOST_PROCESSES = 1000
 
 
@@ -94,7 +95,7 @@ STATES = ("active", "ended", "paused", "error")
 
 # From place to place by the claim index: queues, and in each its priorities. At each, first comes what has waited longest,
 # so neither a high priority nor a long delay hides what waits behind it.
-_WAITING = f"""
+_PLACES = f"""
 WITH RECURSIVE place (queue, priority, run_at) AS (
     (
         SELECT queue, priority, run_at FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker'
@@ -116,22 +117,26 @@ WITH RECURSIVE place (queue, priority, run_at) AS (
         ORDER BY queue, priority DESC LIMIT 1
     ) AS following
 )
-SELECT place.queue, waiting.number, later.number,
-    greatest(extract(epoch FROM statement_timestamp() - place.run_at), 0)::float8
-FROM (SELECT * FROM place LIMIT {MOST_PLACES}) AS place, LATERAL (
+SELECT queue, priority, greatest(extract(epoch FROM statement_timestamp() - run_at), 0)::float8
+FROM place LIMIT {MOST_PLACES}
+"""  # noqa: S608
+
+_COUNTED = """
+SELECT place.queue, place.priority, waiting.number, later.number
+FROM unnest(%(queues)s::text[], %(priorities)s::integer[]) AS place (queue, priority), LATERAL (
     SELECT count(*) AS number FROM (
         SELECT FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker'
             AND queue = place.queue AND priority = place.priority AND run_at <= statement_timestamp()
-        LIMIT {MOST_COUNTED}
+        LIMIT %(limit)s
     ) AS counted
 ) AS waiting, LATERAL (
     SELECT count(*) AS number FROM (
         SELECT FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker'
             AND queue = place.queue AND priority = place.priority AND run_at > statement_timestamp()
-        LIMIT {MOST_COUNTED}
+        LIMIT %(limit)s
     ) AS counted
 ) AS later
-"""  # noqa: S608
+"""
 
 _BEYOND = f"""
 SELECT count(*) FILTER (WHERE run_at <= statement_timestamp()), count(*) FILTER (WHERE run_at > statement_timestamp()),
@@ -259,15 +264,15 @@ class _Queue:
 
 def _queues(connection: "psycopg.Connection[Any]", served: list[list[str]]) -> Iterable[Reading]:
     queues: defaultdict[str, _Queue] = defaultdict(_Queue)
-    places = connection.execute(_WAITING).fetchall()
+    places = connection.execute(_PLACES).fetchall()
+    for name, _, oldest in places:
+        queues[name].oldest = max(queues[name].oldest, oldest)
+    for (name, _), (waiting, later) in _counted(connection, [place[:2] for place in places]).items():
+        queues[name].waiting = min(queues[name].waiting + waiting, MOST_COUNTED)
+        queues[name].later = min(queues[name].later + later, MOST_COUNTED)
     if len(places) == MOST_PLACES:
-        ((waiting, later, oldest),) = connection.execute(_BEYOND, [places[-1][0]])
-        places.append((OTHER, waiting, later, oldest or 0))
-    for name, waiting, later, oldest in places:
-        found = queues[name]
-        found.waiting = min(found.waiting + waiting, MOST_COUNTED)
-        found.later = min(found.later + later, MOST_COUNTED)
-        found.oldest = max(found.oldest, oldest)
+        ((queues[OTHER].waiting, queues[OTHER].later, oldest),) = connection.execute(_BEYOND, [places[-1][0]])
+        queues[OTHER].oldest = oldest or 0
     for name, running in connection.execute(_RUNNING):
         queues[name].running = running
     for name, paused in connection.execute(_QUEUES):
@@ -282,6 +287,23 @@ def _queues(connection: "psycopg.Connection[Any]", served: list[list[str]]) -> I
         if name != OTHER:
             yield Reading(QUEUE_PAUSED, (name,), queue.paused)
             yield Reading(QUEUE_WORKERS, (name,), sum(not names or name in names for names in served))
+
+
+def _counted(
+    connection: "psycopg.Connection[Any]", places: Sequence[tuple[str, int]]
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """What waits at each place, and what is to run later. What the others leave is shared by those that have more."""
+    counts: dict[tuple[str, int], tuple[int, int]] = {}
+    limit, left = 0, MOST_READ
+    while places and limit < MOST_COUNTED and (more := left // len(places)):
+        limit = min(limit + more, MOST_COUNTED)
+        queues, priorities = map(list, zip(*places, strict=True))
+        parameters = {"queues": queues, "priorities": priorities, "limit": limit}
+        found = connection.execute(_COUNTED, parameters)
+        counts |= {(queue, priority): (waiting, later) for queue, priority, waiting, later in found}
+        places = [place for place in places if limit in counts[place]]
+        left = MOST_READ - sum(map(max, counts.values()))
+    return counts
 
 
 def _capped(queues: dict[str, _Queue]) -> dict[str, _Queue]:

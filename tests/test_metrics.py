@@ -185,7 +185,8 @@ def test_a_thousand_queues_are_no_thousand_series() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_no_more_is_counted_than_anybody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_DUE", "_SCHEDULES", "_WAITING", "_OUTBOX", "_RUNNING"):
+    monkeypatch.setattr(gauges, "MOST_COUNTED", 3)
+    for name in ("_DUE", "_SCHEDULES", "_OUTBOX", "_RUNNING"):
         monkeypatch.setattr(gauges, name, getattr(gauges, name).replace("10000", "3"))
     for number in range(5):
         make(ago=HOUR, _name=f"due {number}")
@@ -219,8 +220,12 @@ def test_every_statement_is_led_by_an_index() -> None:
         """)
         cursor.execute("ANALYZE _pgwerk_schedules, _pgwerk_jobs")
         plans = {}
-        for name in ("_DUE", "_WAITING", "_BEYOND", "_RUNNING", "_OUTBOX"):
-            cursor.execute("EXPLAIN " + getattr(gauges, name), ["queue0"] if name == "_BEYOND" else [])
+        given = {
+            "_BEYOND": ["queue0"],
+            "_COUNTED": {"queues": ["queue0", "queue1"], "priorities": [0, 0], "limit": 1000},
+        }
+        for name in ("_DUE", "_PLACES", "_COUNTED", "_BEYOND", "_RUNNING", "_OUTBOX"):
+            cursor.execute("EXPLAIN " + getattr(gauges, name), given.get(name, []))
             plans[name] = "\n".join(row[0] for row in cursor.fetchall())
         with transaction.atomic():
             cursor.execute(gauges._SETTINGS)
@@ -232,13 +237,31 @@ def test_every_statement_is_led_by_an_index() -> None:
         ("_DUE", "pgwerk_due"),
         ("_SCHEDULES", "pgwerk_due"),
         ("_SCHEDULES", "pgwerk_paused"),
-        ("_WAITING", "pgwerk_claim"),
+        ("_PLACES", "pgwerk_claim"),
+        ("_COUNTED", "pgwerk_claim"),
         ("_BEYOND", "pgwerk_claim"),
         ("_RUNNING", "pgwerk_running"),
         ("_OUTBOX", "pgwerk_outbox"),
     ):
         assert index in plans[name], plans[name]
         assert "Seq Scan" not in plans[name], plans[name]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_read_is_shared_among_the_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many full queues cost no more than a few; but one that is full has what the empty ones leave."""
+    monkeypatch.setattr(gauges, "MOST_READ", 40)
+    rows = {"a": 1, "b": 30, "c": 1, "d": 0}
+
+    def waiting() -> dict[str, float]:
+        found = scraped()
+        return {name: found[f"pgwerk_queue_jobs{{queue={name},state=waiting}}"] for name in rows if rows[name]}
+
+    Job.objects.bulk_create([Job(queue=queue) for queue, number in rows.items() for _ in range(number)])
+    assert waiting() == {"a": 1, "b": 30, "c": 1}
+    Job.objects.bulk_create([Job(queue=queue) for queue in "abcd" for _ in range(50)])
+    rows["d"] = 50
+    assert waiting() == {"a": 10, "b": 10, "c": 10, "d": 10}
 
 
 # -- a database that is away -----------------------------------------------------------------------------------------
