@@ -182,6 +182,8 @@ def test_of_an_async_job_too(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> Non
     current = job(function="tests.functions.noop")
     async_to_sync(execution.arun)(execution.Call(current, current.function, [], {}))
     inner, outer = seen.spans
+    assert outer.attributes is not None
+    assert outer.attributes["pgwerk.job.status"] == "SUCCESSFUL"
     assert inner.parent is not None
     assert inner.parent.span_id == outer.context.span_id
 
