@@ -18,7 +18,7 @@ MOST_MILLISECONDS, MOST_QUERIES = 300, 15
 
 # Each job belongs to one of the schedules: a tenth of the schedules have nine tenths of the jobs. Of a schedule in fifty
 # every third job fails; few jobs wait or run.
-_JOBS = """
+JOBS = """
 INSERT INTO _pgwerk_jobs (
     id, key, schedule_id, schedule_name, due_at, kind, function, queue, status, reason, attempt, claims, enqueued_at,
     run_at, started_at, finished_at, error, result, expires_at
@@ -64,7 +64,7 @@ def main() -> int:
         fill(options.schedules, earliest=1)
         with connection.cursor() as cursor:
             cursor.execute("SET synchronous_commit = off")
-            cursor.execute(_JOBS, {"jobs": options.jobs})
+            cursor.execute(JOBS, {"jobs": options.jobs})
             cursor.execute("UPDATE _pgwerk_schedules SET last_run_at = statement_timestamp() WHERE id % 10 > 0")
             cursor.execute(
                 "UPDATE _pgwerk_schedules SET paused = true, pause_reason = 'stocktaking' WHERE id % 1000 = 7"

@@ -22,6 +22,10 @@ class PgwerkConfig(AppConfig):
                 from pgwerk_django.targets import celery
 
                 celery.listen_for_results()
+            if conf.current().TELEMETRY:
+                from pgwerk_django import telemetry
+
+                telemetry.instrument()
 
     def _autodiscover(self, modules: tuple[str, ...]) -> None:
         """Import these modules of each installed app but our own. One that is there and fails to import fails loudly."""

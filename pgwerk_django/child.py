@@ -47,7 +47,12 @@ def die_with(parent: int) -> None:
 
 
 def prepare(given: dict[str, Any]) -> None:
+    from pgwerk_django import spans
+
     os.environ["DJANGO_SETTINGS_MODULE"] = given["settings"]
+    if given["auto_instrumented"] and spans.AUTO_INSTRUMENTATION not in sys.modules:
+        # The worker was started by `opentelemetry-instrument`, some versions of which see to no process that it starts.
+        importlib.import_module(spans.AUTO_INSTRUMENTATION).initialize()
     import django
     from django.db import connections
 
@@ -75,10 +80,13 @@ class Jobs:
 
     def serve(self) -> None:
         """Do what the worker says until it hangs up, and end with it, whatever still runs."""
+        from pgwerk_django import spans
+
         self._send("up", None, None)
         with contextlib.suppress(EOFError, OSError):
             while all(self._do(*message) for message in self._worker.recv()):
                 pass
+        spans.watch.flush()
         os._exit(0)
 
     def _do(self, word: str, key: Any, value: Any) -> bool:
@@ -147,7 +155,7 @@ class Jobs:
         try:
             call = execution.Call(job, *claims.call_of(row))
         except BaseException as error:  # noqa: BLE001  # a module may raise what it likes, SystemExit too
-            return execution.Outcome.failure(job.row, error)
+            return execution.not_loaded(job, error)
         if not execution.is_async(call.func):
             return execution.run(call)
         running.go_async(self._event_loop(), execution.arun(call), lambda outcome: self._done(key, outcome))

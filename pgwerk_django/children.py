@@ -22,6 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.utils.functional import SimpleLazyObject
 
+from pgwerk_django import spans
 from pgwerk_django.claims import FIELDS, Claim, job_of
 from pgwerk_django.exceptions import PgwerkError
 from pgwerk_django.models import Job
@@ -242,6 +243,7 @@ class Children:
             "threads": threads,
             "using": using,
             "databases": {alias: connections[alias].settings_dict["NAME"] for alias in connections},
+            "auto_instrumented": spans.AUTO_INSTRUMENTATION in sys.modules,
         }
         self._all: list[Child] = []
         self._waiting: deque[Held] = deque()
@@ -358,9 +360,15 @@ class Children:
         return back
 
     def end(self) -> None:
-        """Kill them all, and wait until what they had said is reported."""
+        """Kill them all, once they have sent their last spans, and wait until what they had said is reported."""
         for child in self:
             child.condemned = True
+            if spans.watch.patience:
+                child.hang_up()
+        ends = time.monotonic() + spans.watch.patience
+        for child in self:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(ends - time.monotonic(), 0))
             child.kill()
         for child in self:
             child.process.wait()

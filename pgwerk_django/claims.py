@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.dispatch import Signal
@@ -26,6 +26,18 @@ Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`
 # A job that never began when its worker vanished spends no attempt. But one that ends its worker before that can write
 # that it began must not come back for ever.
 MOST_FALSE_STARTS = 10
+
+
+class Finished(NamedTuple):
+    """What a job came to, once that is written."""
+
+    status: str
+    started: float  # by PostgreSQL's clock, in seconds since 1970
+
+    @property
+    def started_at(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self.started, dt.UTC)
+
 
 FIELDS = [field.attname for field in Job._meta.concrete_fields]
 _COLUMNS = ", ".join(f"job.{field.column}" for field in Job._meta.concrete_fields)
@@ -129,7 +141,7 @@ FROM (
     ) AS told (id, claims, status, result, error, exception, delay, seconds, ago)
 ) mine
 WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
-RETURNING job.id, job.status
+RETURNING job.id, job.status, extract(epoch FROM job.started_at)::float8
 """  # noqa: S608
 
 _HAND_BACK = f"""
@@ -224,8 +236,8 @@ class Claims:
     def progress(self, said: Mapping[Claim, str]) -> set[uuid.UUID]:
         return {row[0] for row in self._guarded(_PROGRESS, said, progress=array(list(said.values())))}
 
-    def finish(self, outcomes: Sequence[tuple[Claim, Outcome]]) -> dict[uuid.UUID, str]:
-        """Write outcomes, one commit for all: the statuses they came to. Raises `DataError` for one that cannot be stored."""
+    def finish(self, outcomes: Sequence[tuple[Claim, Outcome]]) -> dict[uuid.UUID, Finished]:
+        """Write outcomes, one commit for all: what they came to. Raises `DataError` for one that cannot be stored."""
         settings = conf.current()
         rows = self._guarded(
             _FINISH,
@@ -240,7 +252,7 @@ class Claims:
             result_ttl=settings.RESULT_TTL,
             failure_ttl=settings.FAILURE_TTL,
         )
-        return dict(rows)
+        return {pk: Finished(status, started) for pk, status, started in rows}
 
     def hand_back(self, held: Iterable[Claim]) -> set[uuid.UUID]:
         """Have them wait again, no attempt spent."""

@@ -34,6 +34,8 @@ class Conf:
     WERK: str | None = None
     LISTEN: str | None = None
     NOTIFY: bool = True
+    TELEMETRY: bool = False
+    METRICS_SCHEDULES: int = 0
 
 
 class _Bad(Exception):
@@ -76,6 +78,12 @@ def _flag(value: object) -> bool:
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _Bad("a whole number, 1 or more")
+    return value
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _Bad("a whole number, 0 or more")
     return value
 
 
@@ -123,6 +131,8 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "WERK": _optional_text,
     "LISTEN": _optional_text,
     "NOTIFY": _flag,
+    "TELEMETRY": _flag,
+    "METRICS_SCHEDULES": _number,
 }
 
 

@@ -59,5 +59,12 @@ class TargetUnavailable(PgwerkError):
     """A target cannot be used here: its package is missing, or it is not configured."""
 
 
+class ExtraMissing(PgwerkError, ImportError):
+    """An optional part of ours needs a package that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'pgwerk-django[{extra}]'")
+
+
 class SourceUnreadable(PgwerkError):
     """What schedules were to be imported from cannot be read at all."""

@@ -15,7 +15,7 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections
 from django.utils import timezone, translation
 
-from pgwerk_django import jobs, registry
+from pgwerk_django import jobs, registry, spans
 from pgwerk_django.exceptions import JobCancelled, PgwerkError, TransactionLeftOpen
 from pgwerk_django.models import Job, Status
 from pgwerk_django.targets.base import found_at
@@ -114,8 +114,28 @@ class Call:
         return outcome
 
 
+def not_loaded(job: jobs.CurrentJob, error: BaseException) -> Outcome:
+    """There is no `Call`: what the function's module raised."""
+    with spans.watch.job(job) as told:
+        outcome: Outcome = told(Outcome.failure(job.row, error))
+    return outcome
+
+
 def run(call: Call) -> Outcome:
     """Call a plain function in this thread."""
+    with spans.watch.job(call.job) as told:
+        outcome: Outcome = told(_run(call))
+    return outcome
+
+
+async def arun(call: Call) -> Outcome:
+    """Call an async function on this loop. Its synchronous parts, so its database connections, get a thread of its own."""
+    with spans.watch.job(call.job) as told:
+        outcome: Outcome = told(await _arun(call))
+    return outcome
+
+
+def _run(call: Call) -> Outcome:
     try:
         with jobs.running(call.job), _django():
             call.begin()
@@ -125,8 +145,7 @@ def run(call: Call) -> Outcome:
     return _ended(call, outcome)
 
 
-async def arun(call: Call) -> Outcome:
-    """Call an async function on this loop. Its synchronous parts, so its database connections, get a thread of its own."""
+async def _arun(call: Call) -> Outcome:
     context = ThreadSensitiveContext()
     async with context:
         try:

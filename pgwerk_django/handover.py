@@ -19,7 +19,7 @@ from typing import Any
 
 from django.db import connections
 
-from pgwerk_django import conf, signals, targets
+from pgwerk_django import conf, signals, spans, targets
 from pgwerk_django.exceptions import TransactionLeftOpen
 from pgwerk_django.execution import LONGEST_SUMMARY, leave_clean
 from pgwerk_django.loop import Every, Lost
@@ -266,7 +266,8 @@ class Sender:
 
 def _ids_from(send_all: SendAll, jobs: Sequence[Job]) -> list[str]:
     try:
-        return send_all(jobs)
+        with spans.watch.hand_over(jobs):
+            return send_all(jobs)
     except Lost as error:
         raise _Refused from error
 

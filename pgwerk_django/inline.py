@@ -56,10 +56,10 @@ class Inline(Claims):
         outcome.seconds = outcome.ended - started
         if said:
             self.progress({held: json.dumps(said[-1])})
-        status = self.finish([(held, outcome)]).get(job.pk)
-        if status is not None:  # else it has deleted itself
-            job.status, job.error = status, outcome.error
-            signal, event = event_of(job, job.attempt, outcome, status)
+        finished = self.finish([(held, outcome)]).get(job.pk)
+        if finished is not None:  # else it has deleted itself
+            job.status, job.error, job.started_at = finished.status, outcome.error, finished.started_at
+            signal, event = event_of(job, job.attempt, outcome, finished.status)
             signals.send_now(signal, **event)
         if raised is not None and (raising or isinstance(raised, KeyboardInterrupt)):
             raised.add_note(f"in the job {job.key} ({job.function})")

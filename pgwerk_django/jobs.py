@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.db import IntegrityError, connections
 from django.db.models.functions import Now
 
-from pgwerk_django import conf
+from pgwerk_django import conf, spans
 from pgwerk_django import registry as declared
 from pgwerk_django.models import Job, Kind, Queue, Status, atomic, random_key
 
@@ -230,6 +230,7 @@ async def aresume_queue(name: str, *, by: str = "") -> bool:
 # What all jobs of one `enqueue_many` have in common.
 _SHARED = (
     "function", "queue", "priority", "max_attempts", "backoff", "timeout", "result_ttl", "failure_ttl", "meta",
+    "traceparent",
 )  # fmt: skip
 
 _INSERT_MANY = f"""
@@ -267,6 +268,7 @@ def _job_of_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], opti
         kwargs=declared.json_dict(kwargs, "kwargs"),
         kind=Kind.ADHOC,
         status=Status.READY,
+        traceparent=spans.watch.traceparent(),
         **columns,
     )
 

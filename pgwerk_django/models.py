@@ -364,6 +364,8 @@ class Schedule(models.Model):
             models.Index(due_at(), name="pgwerk_due", condition=MAY_RUN),
             # What was set aside. A tick writes no entry here, unless it sets aside.
             models.Index(fields=["id"], name="pgwerk_set_aside", condition=~Q(error="")),
+            # What people count. The other index has what is paused only while it is triggered, too.
+            models.Index(fields=["id"], name="pgwerk_paused", condition=Q(paused=True)),
         ]
         permissions = [
             ("pause_schedule", _("Can pause and resume schedules")),
@@ -673,6 +675,8 @@ class Job(models.Model):
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
     cancel_forced = models.BooleanField(_("cancel forced"), default=False, db_default=False)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    # The span in which it was enqueued, as in the W3C's header of that name. Empty without telemetry.
+    traceparent = models.CharField(max_length=100, default="", db_default="", blank=True, editable=False)
 
     objects = JobQuerySet.as_manager()
 

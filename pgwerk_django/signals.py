@@ -19,7 +19,9 @@ from django.dispatch import Signal
 logger = logging.getLogger("pgwerk_django")
 
 synced = Signal()  # inserted, updated, reconciled: lists of schedule names
-ticked = Signal()  # schedules, jobs, skipped: counts of one pass that found something due; milliseconds
+# schedules, jobs, skipped: counts of one pass that found something due; milliseconds; misfired: how many of the skipped;
+# late: seconds that the longest due had waited
+ticked = Signal()
 schedule_set_aside = Signal()  # name, error
 schedule_left_alone = Signal()  # name, why: a row of newer code, left to schedulers that understand it
 due_time_repeated = Signal()  # key: this due time was recorded before and does not run again
@@ -51,6 +53,8 @@ jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanish
 housekept = Signal()  # jobs, processes: counts of rows deleted
 database_lost = Signal()  # error
 database_back = Signal()  # seconds: how long it was away
+metrics_served = Signal()  # address: where this process shows them
+metrics_failed = Signal()  # error: what is in the database could not be measured; told once, until it can be
 listen_failed = Signal()  # error: wake-ups will not come, polling goes on
 process_started = Signal()  # role; of a worker also queues and concurrency
 process_stopped = Signal()  # role
@@ -89,11 +93,14 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     housekept: ("housekept", logging.INFO),
     database_lost: ("database_lost", logging.ERROR),
     database_back: ("database_back", logging.WARNING),
+    metrics_served: ("metrics_served", logging.INFO),
+    metrics_failed: ("metrics_failed", logging.WARNING),
     listen_failed: ("listen_failed", logging.WARNING),
     process_started: ("process_started", logging.INFO),
     process_stopped: ("process_stopped", logging.INFO),
 }
 
+ALL_QUEUES = "(all)"  # in `process_started`, of a worker that names none
 MOST_LISTED = 5  # names in one line
 _PLAIN = re.compile(r"[\w.@:#+/-]+", re.ASCII)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from django.db import DatabaseError, transaction
 from psycopg.types.datetime import TimestamptzLoader
 
-from pgwerk_django import conf, policies, signals
+from pgwerk_django import conf, policies, signals, spans
 from pgwerk_django.arrays import array
 from pgwerk_django.models import Schedule, atomic, instant, recurrence_of
 
@@ -36,6 +36,14 @@ class Plan:
     fire: Sequence[dt.datetime] = ()
     dropped: policies.Span | None = None
     error: str = ""
+
+    @property
+    def oldest(self) -> dt.datetime | None:
+        """The due time that has waited longest for this tick."""
+        scheduled = self.dropped.first if self.dropped else self.fire[0] if self.fire else None
+        if self.triggered_at is None or scheduled is None:
+            return self.triggered_at or scheduled
+        return min(self.triggered_at, scheduled)
 
     def rows(self) -> Iterator[tuple[object, ...]]:
         """What is written of it, oldest due time first: the last row is the one that advances the schedule."""
@@ -70,7 +78,7 @@ def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None =
     """
     settings = conf.current()
     started = time.perf_counter()
-    with atomic(using):
+    with spans.watch.tick(), atomic(using):
         rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now)
         if not rows:
             return 0
@@ -88,6 +96,8 @@ def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None =
             jobs=outcome.jobs,
             skipped=outcome.skipped,
             milliseconds=round((time.perf_counter() - started) * 1000),
+            misfired=sum(planned.dropped is not None and not planned.error for planned in plans),
+            late=round((now - min((each.oldest for each in plans if each.oldest), default=now)).total_seconds(), 3),
         )
     return len(plans) - outcome.left
 

@@ -16,7 +16,7 @@ import pgwerk_django
 from pgwerk_django import conf, signals
 from pgwerk_django.alerts import Watch
 from pgwerk_django.children import Child, Children, Held
-from pgwerk_django.claims import FIELDS, Claim, Claims, event_of, recover_lost
+from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of, recover_lost
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
 from pgwerk_django.execution import Outcome
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, keep_house
@@ -170,7 +170,7 @@ class Worker:
             signals.send_now(
                 signals.process_started,
                 role="worker",
-                queues=self.queues or ["(all)"],
+                queues=self.queues or [signals.ALL_QUEUES],
                 concurrency=self.concurrency,
                 threads=self.threads,
             )
@@ -367,7 +367,7 @@ class Worker:
         for held, outcome in batch:
             self._tell_outcome(held, outcome, finished.get(held.key[0]))
 
-    def _write_alone(self, held: Held, outcome: Outcome) -> dict[uuid.UUID, str]:
+    def _write_alone(self, held: Held, outcome: Outcome) -> dict[uuid.UUID, Finished]:
         try:
             return self._claims.finish([(held.key, outcome)])
         except DataError as error:
@@ -458,12 +458,15 @@ class Worker:
             held.start_told = True
             self._tell(signals.job_started, job=held.told())
 
-    def _tell_outcome(self, held: Held, outcome: Outcome, status: str | None) -> None:
-        if status is None:
+    def _tell_outcome(self, held: Held, outcome: Outcome, finished: Finished | None) -> None:
+        if finished is None:
             self._tell(signals.lease_lost, job_id=held.key[0])
             return
         self._tell_start(held)
-        told: Any = held.told(status=status, error=outcome.error, exception=outcome.exception)
+        status = finished.status
+        told: Any = held.told(
+            status=status, error=outcome.error, exception=outcome.exception, started_at=finished.started_at
+        )
         signal, event = event_of(told, held.row[_ATTEMPT], outcome, status)
         self._tell(signal, **event)
         if status in (Status.FAILED, Status.CANCELLED) and not outcome.told:

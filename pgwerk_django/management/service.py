@@ -16,6 +16,7 @@ import psycopg.errors
 from django.core.management.base import BaseCommand, CommandError
 from django.db import ProgrammingError
 
+from pgwerk_django.exceptions import ExtraMissing
 from pgwerk_django.loop import hearing
 from pgwerk_django.models import Schedule
 from pgwerk_django.worker import Worker
@@ -69,6 +70,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise ArgumentTypeError(f"must be a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 @contextlib.contextmanager
 def stopping(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> Iterator[None]:
     """Call `stop` at SIGTERM or SIGINT, and `hurry` at a second one (without it, end at once). Only in the main thread."""
@@ -110,6 +117,32 @@ def add_worker_options(parser: Any) -> None:
         metavar="S",
         help="seconds that jobs get to finish; what does not is handed back (default: %(default)s)",
     )
+
+
+def add_metrics_options(parser: Any) -> None:
+    parser.add_argument(
+        "--metrics-port", type=port, metavar="N", help="show metrics to Prometheus there (0: any free port)"
+    )
+    parser.add_argument(
+        "--metrics-host",
+        default="0.0.0.0",  # noqa: S104  # as each exporter does: whoever scrapes is rarely on the same host
+        metavar="ADDRESS",
+        help="on this address (default: %(default)s)",
+    )
+
+
+@contextlib.contextmanager
+def showing_metrics(options: Mapping[str, Any], *, state: bool = False) -> Iterator[None]:
+    """Raises `CommandError` where they cannot be shown."""
+    with contextlib.ExitStack() as stack:
+        if options["metrics_port"] is not None:
+            try:
+                from pgwerk_django import metrics
+
+                stack.enter_context(metrics.showing(options["metrics_port"], host=options["metrics_host"], state=state))
+            except (ExtraMissing, OSError) as error:
+                raise CommandError(f"--metrics-port={options['metrics_port']}: {error}") from error
+        yield
 
 
 def worker_options(options: Mapping[str, Any]) -> dict[str, Any]:

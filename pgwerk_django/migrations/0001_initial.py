@@ -497,6 +497,7 @@ class Migration(migrations.Migration):
                     models.Index(
                         condition=models.Q(("error", ""), _negated=True), fields=["id"], name="pgwerk_set_aside"
                     ),
+                    models.Index(condition=models.Q(("paused", True)), fields=["id"], name="pgwerk_paused"),
                 ],
                 "constraints": [
                     models.UniqueConstraint(fields=("name",), name="pgwerk_schedule_name"),
@@ -702,6 +703,10 @@ class Migration(migrations.Migration):
                     models.BooleanField(db_default=False, default=False, verbose_name="cancel forced"),
                 ),
                 ("expires_at", models.DateTimeField(blank=True, null=True, verbose_name="expires at")),
+                (
+                    "traceparent",
+                    models.CharField(blank=True, db_default="", default="", editable=False, max_length=100),
+                ),
                 (
                     "worker",
                     models.ForeignKey(

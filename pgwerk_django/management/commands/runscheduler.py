@@ -5,9 +5,11 @@ from typing import Any
 
 from pgwerk_django.management.service import (
     PgwerkCommand,
+    add_metrics_options,
     add_worker_options,
     positive,
     show_log_lines,
+    showing_metrics,
     stopping,
     tell_if_not_finished,
     worker_options,
@@ -30,6 +32,7 @@ class Command(PgwerkCommand):
         parser.add_argument("--once", action="store_true", help="sync, tick until nothing is due, and return")
         parser.add_argument("--batch-size", type=positive, metavar="N", help="schedules a tick (PGWERK['BATCH_SIZE'])")
         parser.add_argument("--with-worker", action="store_true", help="run jobs too: one service for a small site")
+        add_metrics_options(parser)
         add_worker_options(parser.add_argument_group("with --with-worker"))
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -42,7 +45,7 @@ class Command(PgwerkCommand):
             if worker:
                 worker.stop()
 
-        with stopping(stop, worker.hurry if worker else None):
+        with showing_metrics(options, state=True), stopping(stop, worker.hurry if worker else None):
             if options["once"]:
                 scheduler.run_once(options["batch_size"])
                 if worker:

@@ -5,8 +5,10 @@ from typing import Any
 
 from pgwerk_django.management.service import (
     PgwerkCommand,
+    add_metrics_options,
     add_worker_options,
     show_log_lines,
+    showing_metrics,
     stopping,
     tell_if_not_finished,
     worker_options,
@@ -38,10 +40,11 @@ class Command(PgwerkCommand):
         )
         add_worker_options(parser)
         parser.add_argument("--burst", action="store_true", help="return when nothing is waiting")
+        add_metrics_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         show_log_lines(options["verbosity"])
         worker = Worker(queues=options["queues"], burst=options["burst"], **worker_options(options))
-        with stopping(worker.stop, worker.hurry):
+        with showing_metrics(options), stopping(worker.stop, worker.hurry):
             worker.run()
         tell_if_not_finished(worker)
