@@ -8,11 +8,12 @@ from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.connection import ConnectionDoesNotExist
 
 from pgwerk_django import conf, targets
 from pgwerk_django.exceptions import TargetUnavailable
+from pgwerk_django.models import Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.targets.pgwerk import werk
 
@@ -75,6 +76,38 @@ def check_engine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
             )
         ]
     return []
+
+
+@checks.register("pgwerk")
+def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """`migrate` makes our tables on our database, and models find them there. Connects to nothing."""
+    alias = _alias()
+    if alias is None or alias not in connections:
+        return []
+    hint = "Put 'pgwerk_django.routers.Router' first in DATABASE_ROUTERS."
+    if not router.allow_migrate_model(alias, Schedule):
+        refused = f"PGWERK['DATABASE'] is {alias!r}, where DATABASE_ROUTERS let no tables of pgwerk_django be made"
+        return [checks.Error(refused, hint=hint, id="pgwerk_django.E012")]
+    elsewhere = [each for each in connections if each != alias and _would_have_our_tables(each)]
+    found: list[checks.CheckMessage] = []
+    for each in elsewhere:
+        vendor = connections[each].vendor
+        if each == DEFAULT_DB_ALIAS or vendor != "postgresql":
+            problem = f"PGWERK['DATABASE'] is {alias!r}, but the tables of pgwerk_django would be made on {each!r}, too"
+            # To migrate the default database is what everybody does.
+            if each == DEFAULT_DB_ALIAS and vendor != "postgresql":
+                found.append(checks.Error(f"{problem}, and cannot be: {vendor}", hint=hint, id="pgwerk_django.E012"))
+            else:
+                found.append(checks.Warning(problem, hint=hint, id="pgwerk_django.W002"))
+    if not found and (other := router.db_for_write(Schedule)) != alias:
+        problem = f"PGWERK['DATABASE'] is {alias!r}, but DATABASE_ROUTERS lead models of pgwerk_django to {other!r}"
+        found.append(checks.Warning(problem, hint=hint, id="pgwerk_django.W002"))
+    return found
+
+
+def _would_have_our_tables(alias: str) -> bool:
+    # A project may have no default database.
+    return connections[alias].vendor != "unknown" and router.allow_migrate_model(alias, Schedule)
 
 
 @checks.register("pgwerk")

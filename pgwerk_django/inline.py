@@ -158,11 +158,17 @@ class _Savepoint:
         """Whether the job left a block open."""
         connection = self._connection
         is_left_open = len(connection.atomic_blocks) > self._before[0]
-        status = connection.connection.info.transaction_status
-        if is_left_open or connection.needs_rollback or status == TransactionStatus.INERROR:
+        if is_left_open or connection.needs_rollback or self._is_broken():
             connection.needs_rollback = False
             connection.savepoint_rollback(self._id)
             for remembered, length in zip(self._of_django(), self._before, strict=True):
                 del remembered[length:]
         connection.savepoint_commit(self._id)
         return is_left_open
+
+    def _is_broken(self) -> bool:
+        """Whether a statement failed that no block of Django's was around. Elsewhere than in PostgreSQL that breaks nothing."""
+        connection = self._connection
+        if connection.vendor != "postgresql":
+            return False
+        return bool(connection.connection.info.transaction_status == TransactionStatus.INERROR)

@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf, registry, targets
 from pgwerk_django.admin.masking import masked, masked_args, unmasked
+from pgwerk_django.admin.pages import RowForm
 from pgwerk_django.models import Schedule
 
 
@@ -99,7 +100,7 @@ class JSONField(forms.JSONField):
         return json.dumps(value, indent=2 if isinstance(value, dict) else None, ensure_ascii=False)
 
 
-class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Django's class takes no parameter
+class ScheduleForm(RowForm):
     """A schedule as a person writes it, judged by the readers of the API; what they refuse is said at its field."""
 
     class Meta:
@@ -140,8 +141,6 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Dj
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Whether a name is taken is looked up where the row will be.
-        self.instance._state.db = self.instance._state.db or conf.current().DATABASE
         for field in self.fields.values():
             if isinstance(field.widget, forms.MultiWidget):  # Django's label is for neither of the two inputs
                 for widget, part in zip(field.widget.widgets, (_("date"), _("time")), strict=True):

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin
 from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import ChangeList
@@ -53,12 +54,21 @@ class LightList(ChangeList):
         return super().get_queryset(*args, **kwargs).defer(*self.model_admin.heavy)
 
 
+class RowForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Django's class takes no parameter
+    """Of a row on our database: whether a name is taken is looked up there, and there it is saved."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.instance._state.db = self.instance._state.db or conf.current().DATABASE
+
+
 class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's class takes no parameter
     """Our database, PostgreSQL's clock on each row, and no count of everything."""
 
     heavy: tuple[str, ...] = ()  # columns that may be large
     show_full_result_count = False
     view_on_site: Any = False
+    form = RowForm
     empty_value_display = EMPTY
 
     class Media:
