@@ -5,6 +5,7 @@ from pathlib import Path
 
 import django
 from django.conf import settings
+from pygments.lexers import TextLexer
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
@@ -50,3 +51,7 @@ html_css_files = ["pgwerk.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"top_of_page_buttons": []}
+
+
+def setup(app):
+    app.add_lexer("crontab", TextLexer)
