@@ -44,6 +44,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)]) + "\n"
 
 
+def sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."
+
+
 def code(text: object) -> str:
     return f"`{text}`" if str(text) else ""
 
@@ -54,7 +58,7 @@ def code(text: object) -> str:
 def settings_reference() -> str:
     words = {row[0].strip("`"): row[2] for row in readme_rows("Settings")}
     return "\n".join(
-        f"## {field.name}\n\n{words[field.name]}\n\nDefault: `{field.default!r}`{in_words(field)}. It takes {accepted(field.name)}.\n"
+        f"## {field.name}\n\n{sentence(words[field.name])}\n\nDefault: `{field.default!r}`{in_words(field)}. It takes {accepted(field.name)}.\n"
         for field in dataclasses.fields(conf.Conf)
     )
 
@@ -81,11 +85,17 @@ def accepted(name: str) -> str:
 def options_reference() -> str:
     hints = get_type_hints(registry.Options)
     rows = [
-        [code(option), code(type_text(hints[option])), row[1], row[2]]
+        [code(option), code(type_text(hints[option])), default, row[2]]
         for row in readme_rows("Declaring")
-        for option in re.findall(r"`(\w+)`", row[0])
+        for option, default in each_with_default(re.findall(r"`(\w+)`", row[0]), row[1])
     ]
     return table(["Option", "Takes", "Default", "What it says"], rows)
+
+
+def each_with_default(options: list[str], said: str) -> Iterator[tuple[str, str]]:
+    """Of several in one row each has its own default, or all have the same."""
+    defaults = said.split(", ")
+    yield from zip(options, defaults if len(defaults) == len(options) else [said] * len(options), strict=True)
 
 
 def type_text(hint: Any) -> str:
@@ -131,7 +141,7 @@ def parser_reference(parser: argparse.ArgumentParser, prog: str) -> Iterator[str
     for action in verbs:
         said = {choice.dest: choice.help for choice in action._choices_actions}
         for verb, below in action.choices.items():
-            yield f"### {prog.removeprefix('python manage.py ')} {verb}\n\n{said[verb]}\n"
+            yield f"### {prog.removeprefix('python manage.py ')} {verb}\n\n{sentence(said[verb])}\n"
             yield from parser_reference(below, f"{prog} {verb}")
 
 
