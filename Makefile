@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format messages screenshots clean
+.PHONY: help demo test lint format docs messages screenshots clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -29,6 +29,10 @@ lint: $(READY)  ## what a change must pass, besides the tests
 format: $(READY)  ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the documentation's site, into build/docs
+	@$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+	@echo "build/docs/index.html"
 
 messages: $(READY)  ## bring the catalogs up to date (with Debian's gettext); translate what is new, and run it again to compile
 	@cd pgwerk_django && ../$(BIN)/django-admin makemessages --all --no-wrap --no-obsolete --add-location file

@@ -83,18 +83,23 @@ class PgwerkBackend(framework("backends.base").BaseTaskBackend):  # type: ignore
         return {name.lower(): OPTIONS[name](value, name) for name, value in self.options.items()}
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
-        found: list[checks.CheckMessage] = [
-            checks.Error(problem, id="pgwerk_django.E010") for problem in self._problems()
-        ]
-        if not apps.is_installed("pgwerk_django"):
-            found.append(
-                checks.Error(
-                    f"TASKS[{self.alias!r}] uses {type(self).__name__}, but its table is not there",
-                    hint="Add 'pgwerk_django' to INSTALLED_APPS.",
-                    id="pgwerk_django.E011",
-                )
+        return [*super().check(**kwargs), *self._check_options(), *self._check_app()]
+
+    def _check_options(self) -> list[checks.CheckMessage]:
+        """Each entry of the `OPTIONS` of an alias in `TASKS` that uses our backend is known and can be used."""
+        return [checks.Error(problem, id="pgwerk_django.E010") for problem in self._problems()]
+
+    def _check_app(self) -> list[checks.CheckMessage]:
+        """Where our backend is in `TASKS`, our app is in `INSTALLED_APPS`."""
+        if apps.is_installed("pgwerk_django"):
+            return []
+        return [
+            checks.Error(
+                f"TASKS[{self.alias!r}] uses {type(self).__name__}, but its table is not there",
+                hint="Add 'pgwerk_django' to INSTALLED_APPS.",
+                id="pgwerk_django.E011",
             )
-        return [*super().check(**kwargs), *found]
+        ]
 
     def _problems(self) -> list[str]:
         where = f"TASKS[{self.alias!r}]['OPTIONS']"

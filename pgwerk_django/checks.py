@@ -22,6 +22,7 @@ COMMANDS = ("queues", "runscheduler", "runworker", "schedules", "syncschedules")
 
 @checks.register("pgwerk")
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Each entry of `PGWERK` is known and can be used."""
     return [checks.Error(problem, id="pgwerk_django.E001") for problem in conf.problems()]
 
 
@@ -40,6 +41,7 @@ def check_admins(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
 
 @checks.register("pgwerk")
 def check_time_zone_support(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """`USE_TZ` is on: a due time is an instant."""
     if settings.USE_TZ:
         return []
     return [
@@ -52,7 +54,7 @@ def check_time_zone_support(app_configs: Sequence[AppConfig] | None, **kwargs: A
 
 @checks.register("pgwerk")
 def check_engine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """The alias exists and is PostgreSQL. Connects to nothing."""
+    """`PGWERK["DATABASE"]` is an alias in `DATABASES`, and its engine is PostgreSQL's. Connects to nothing."""
     alias = _alias()
     if alias is None:
         return []
@@ -112,7 +114,7 @@ def _would_have_our_tables(alias: str) -> bool:
 
 @checks.register("pgwerk")
 def check_listen(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """What LISTEN names can be connected to, as far as can be told without connecting."""
+    """What `PGWERK["LISTEN"]` names can be connected to, as far as can be told without connecting."""
     address = None if _alias() is None else conf.current().LISTEN
     if address is None or "://" in address or address in connections:
         return []
@@ -127,7 +129,7 @@ def check_listen(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
 
 @checks.register("pgwerk")
 def check_werk(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """The `Werk` that the settings name is one, and its tables are not ours."""
+    """What `PGWERK["WERK"]` names is a `Werk`, and its tables are not ours."""
     if _alias() is None or conf.current().WERK is None:
         return []
     try:

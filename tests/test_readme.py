@@ -22,10 +22,12 @@ from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.test import run_jobs
 from pgwerk_django.worker import Worker
 from tests import django_tasks, functions
+from tests.blocks import blocks_of
+from tests.processes import ROOT
 from tests.time_travel import SECOND, make_due
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "python"]
 
 
 @pytest.fixture

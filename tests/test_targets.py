@@ -3,7 +3,7 @@
 import base64
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,74 @@ def problems() -> str:
 
 def resolved(func: Any, **options: Any) -> Any:
     return targets.resolved(define(func, {"interval": 60, **options}))
+
+
+# -- one of your own -----------------------------------------------------------------------------------------------
+
+
+class Pigeons(targets.ForeignTarget):
+    """An engine that this package does not know."""
+
+    name = "pigeons"
+    honours = frozenset({"priority"})
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def function_problems(self, function: str) -> Iterator[str]:
+        if not function.startswith("loft."):
+            yield f"{function!r} is in no loft"
+
+    def send(self, job: Job) -> str:
+        self.sent.append(job.key)
+        return "pigeon 7"
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The targets, as they were before and will be after."""
+    kept = dict(targets.TARGETS)
+    monkeypatch.setattr(targets, "TARGETS", kept)
+    return kept
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_engine_of_ones_own_is_a_target_like_any_other(known: dict[str, Any], scheduler: Scheduler) -> None:
+    pigeons = Pigeons()
+    targets.register(pigeons)
+    row = scheduler.schedule("loft.fly", interval=60, _target="pigeons", _priority=3)
+    with pytest.raises(ValueError, match=r"_timeout must not be given: the target 'pigeons' cannot stop a job"):
+        scheduler.update(row.name, timeout=5)
+    schedule("sea.swim", interval=60, _target="pigeons")
+    assert problems() == "schedule 'sea.swim': 'sea.swim' is in no loft"
+    make_due(row)
+    tick(using="default")
+    assert hand_over("host:1", using="default") == 1
+    job = Job.objects.get()
+    assert (pigeons.sent, job.status, job.external_id) == ([job.key], "FORWARDED", "pigeon 7")
+
+
+def test_it_may_be_registered_again(known: dict[str, Any]) -> None:
+    targets.register(Pigeons())
+    targets.register(again := Pigeons())
+    assert targets.get("pigeons") is again
+
+
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"name": "worker"}, "name must be one that no other target has, without a colon, got 'worker'"),
+        ({"name": "pigeons:7"}, "name must be one that no other target has, without a colon, got 'pigeons:7'"),
+        ({"name": ""}, "name must have 1 to 50 characters"),
+        ({"honours": frozenset({"speed"})}, "honours must name some of priority, timeout, .*, got 'speed'"),
+    ],
+)
+def test_what_cannot_be_registered(known: dict[str, Any], attributes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        targets.register(type("Other", (Pigeons,), attributes)())
+    with pytest.raises(TypeError, match="target must be a ForeignTarget, got <class"):
+        targets.register(Pigeons)  # type: ignore[arg-type]
+    assert "pigeons" not in known
 
 
 # -- who decides -----------------------------------------------------------------------------------------------------

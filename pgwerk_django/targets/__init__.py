@@ -9,19 +9,35 @@ import dataclasses
 from typing import Any
 
 from pgwerk_django.exceptions import FunctionNotFound
-from pgwerk_django.registry import Definition, check_arguments
+from pgwerk_django.registry import Definition, check_arguments, text
 from pgwerk_django.targets.base import DEMANDS, ForeignTarget, Target, found_at
 from pgwerk_django.targets.celery import CeleryTarget
 from pgwerk_django.targets.django_tasks import DjangoTasksTarget
 from pgwerk_django.targets.pgwerk import PgwerkTarget
 from pgwerk_django.targets.worker import WorkerTarget, load
 
-__all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "check_payload", "get", "resolved", "target_of"]
+__all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "check_payload", "get", "register", "resolved", "target_of"]
 
 WORKER = WorkerTarget()
 TARGETS: dict[str, Target] = {
     target.name: target for target in (WORKER, DjangoTasksTarget(), CeleryTarget(), PgwerkTarget())
 }
+
+
+def register(target: ForeignTarget) -> None:
+    """Make an engine of your own known under its `name`: from the `ready()` of an app, so in each process.
+
+    Raises `TypeError` for what is no `ForeignTarget`, `ValueError` for a name that is taken or cannot be one, and for an
+    ability that there is not.
+    """
+    if not isinstance(target, ForeignTarget):
+        raise TypeError(f"target must be a ForeignTarget, got {target!r:.80}")
+    name = text(target.name, "name", longest=50)
+    if ":" in name or type(TARGETS.get(name, target)) is not type(target):
+        raise ValueError(f"name must be one that no other target has, without a colon, got {name!r}")
+    if unknown := target.honours - DEMANDS.keys():
+        raise ValueError(f"honours must name some of {', '.join(DEMANDS)}, got {min(unknown)!r}")
+    TARGETS[name] = target
 
 
 def get(name: str) -> Target:
