@@ -5,10 +5,12 @@ import itertools
 import os
 import random
 import shutil
-import signal
+import subprocess
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
@@ -75,7 +77,7 @@ class Points(Fault):
 
 def arm(world: World, point: str, action: str, nth: int, patience: float) -> Member:
     """One more process, which ends or freezes itself at a point."""
-    role = SCHEDULER if point in names.SCHEDULER_POINTS else WORKER
+    role = WORKER if point in names.WORKER_POINTS else SCHEDULER
     member = world.start(role, point=(point, action, nth))
 
     def give_up() -> None:
@@ -191,24 +193,37 @@ class Disk(Fault):
 
     def strike(self, world: World, chance: random.Random) -> None:
         ballast = world.disk / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"\0" * (64 * 1024))
-        refused = world.server.log.read_bytes().count(b"No space left on device")
+        if ballast.exists():
+            return
+        refused = world.refused_for_space()
+        fill(ballast)
+        # What is set aside for the log is used up, too: then the server goes down.
+        if chance.random() < 0.5:
+            with contextlib.suppress(psycopg.Error), world.session() as session:
+                for _ in range(100):
+                    session.execute("SELECT pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))")
 
         def empty() -> None:
+            fill(ballast)
+            felt = world.refused_for_space() > refused
             ballast.unlink(missing_ok=True)
-            felt = world.server.log.read_bytes().count(b"No space left on device") > refused
             world.notes.did["disk full" if felt else "disk full, and nobody noticed"] += 1
             world.server_up()
 
-        world.after(chance.uniform(4, 7), empty)
+        for seconds in (1, 2, 3):
+            world.after(seconds, lambda: fill(ballast))
+        world.after(chance.uniform(4, 8), empty)
+
+
+def fill(ballast: Path) -> None:
+    """To the last page."""
+    for size in (1 << 20, 1 << 12):
+        with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+            while file.write(b"\0" * size):
+                pass
 
 
 def can_mount() -> bool:
-    import subprocess
-    import tempfile
-
     if shutil.which("mount") is None:
         return False
     with tempfile.TemporaryDirectory() as folder:
@@ -225,10 +240,14 @@ class Deploy(Fault):
     def strike(self, world: World, chance: random.Random) -> None:
         world.version = "new" if world.version == "old" else "old"
         world.on_unregistered = chance.choice(("pause", "keep", "delete"))
+        gently = chance.random() < 0.6  # each new one fires before the next old one goes
         world.notes.did[f"deploy, {world.on_unregistered}"] += 1
         for member in world.some(SCHEDULER):
             world.stop([member])
             world.tend()
+            new = world.members[-1]
+            if gently:
+                world.until(lambda new=new: not new.alive or "process_started" in new.log.read_text(), 20)
 
 
 class People(Fault):

@@ -179,6 +179,9 @@ class World:
             return row[0] if row else None
         return None
 
+    def refused_for_space(self) -> int:
+        return self.server.log.read_bytes().count(b"No space left on device")
+
     def hold_a_snapshot(self) -> bool:
         """Keep the oldest of all snapshots open: vacuum can remove no dead row from here on."""
         with contextlib.suppress(psycopg.OperationalError):
@@ -351,7 +354,7 @@ class World:
         self.until(lambda: self.ask(due, [ended_at, ended_at]) == 0, DRAINS_WITHIN)
         # What is to be handed over waits for a scheduler, so they go when none of it is left.
         open_jobs = "SELECT count(*) FROM _pgwerk_jobs WHERE status IN ('READY', 'RUNNING')"
-        self.until(lambda: self.ask(f"{open_jobs} AND enqueued_at <= %s", [ended_at]) == 0, DRAINS_WITHIN)
+        self.until(lambda: self.ask(f"{open_jobs} AND coalesce(due_at, enqueued_at) <= %s", [ended_at]) == 0, DRAINS_WITHIN)
         self.wanted[SCHEDULER] = 0
         self.stop([m for m in self.members if m.alive and m.role == SCHEDULER])
         self.until(lambda: self.ask(f"{open_jobs} AND target = 'worker'") == 0, DRAINS_WITHIN)
