@@ -22,7 +22,9 @@ def listed(known: "dict[str, object]") -> "type[list[str]]":
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=None, help="which faults, in which order (default: any; it is printed)")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="which faults, in which order (default: any; it is printed)"
+    )
     parser.add_argument("--minutes", type=float, default=3, help="of faults (default: %(default)s)")
     parser.add_argument("--only", type=listed(dict(FAULTS)), default=[], metavar="A,B", help=", ".join(FAULTS))
     parser.add_argument(
@@ -45,11 +47,15 @@ def main() -> int:
         return self_test()
     seed = random.randrange(10_000) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
-    report = run(seed=seed, seconds=options.minutes * 60, only=options.only, broken=options.broken)
+    report = run(seed=seed, seconds=options.minutes * 60, only=options.only, broken=options.broken, say=say)
     print(report.text())
     if options.json:
         options.json.write_text(report.json() + "\n")
     return 0 if report.clean else 1
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def self_test() -> int:

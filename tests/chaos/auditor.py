@@ -278,7 +278,9 @@ def _judge_effects(verdict: Verdict, evidence: Evidence) -> None:
         verdict.counts["runs more than attempts"] += max(began - row.max_attempts, 0)
         verdict.counts["sent again"] += max(sent - 1, 0)
         # What came after the end of all faults, nobody need have handed over.
-        if row.status == "RUNNING" or (row.status == "READY" and (row.due_at or evidence.ended_at) <= evidence.ended_at):
+        if row.status == "RUNNING" or (
+            row.status == "READY" and (row.due_at or evidence.ended_at) <= evidence.ended_at
+        ):
             verdict.stuck.append(f"{row.key} is {row.status}, with nobody left to run it")
         if row.status == "SUCCESSFUL" and not done:
             verdict.wrong.append(f"{row.key} is SUCCESSFUL, and did nothing")

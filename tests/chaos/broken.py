@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-
 from pgwerk_django import conf, scheduler, tick
 from pgwerk_django.models import ScheduleQuerySet, atomic, due_at
 from pgwerk_django.policies import Misfire, Overlap
@@ -67,7 +66,9 @@ def _advance_only(statement: str) -> str:
 
 
 def _insert_only(statement: str) -> str:
-    return statement.replace("WHERE s.id = plan.schedule_id\n)\nSELECT", "WHERE s.id = plan.schedule_id AND false\n)\nSELECT")
+    return statement.replace(
+        "WHERE s.id = plan.schedule_id\n)\nSELECT", "WHERE s.id = plan.schedule_id AND false\n)\nSELECT"
+    )
 
 
 def _two_commits(first: Callable[[str], str], second: Callable[[str], str]) -> None:

@@ -117,10 +117,14 @@ class Evidence:
 
 def gather(session: psycopg.Connection[Any], ledger: Iterable[Mapping[str, Any]], ended_at: dt.datetime) -> Evidence:
     notes = list(ledger)
-    counts = {what: Counter(note["job"] for note in notes if note["what"] == what) for what in ("began", "done", "sent")}
+    counts = {
+        what: Counter(note["job"] for note in notes if note["what"] == what) for what in ("began", "done", "sent")
+    }
     with session.cursor(row_factory=dict_row) as cursor:
         cursor.execute("SET timezone = 'UTC'")
-        columns = "at, began, what, name, cron, interval, timezone, anchor_at, created_at, misfire, misfire_grace, overlap"
+        columns = (
+            "at, began, what, name, cron, interval, timezone, anchor_at, created_at, misfire, misfire_grace, overlap"
+        )
         more = "paused, replan, error, next_run_at, before, triggered_at"
         events = [Event(**row) for row in cursor.execute(f"SELECT {columns}, {more} FROM chaos_log ORDER BY n")]
         rows = [

@@ -235,7 +235,10 @@ def can_mount() -> bool:
 
 
 class Deploy(Fault):
-    name, says = "deploy", "schedulers replaced one by one by the other version of the code, under pause, keep or delete"
+    name, says = (
+        "deploy",
+        "schedulers replaced one by one by the other version of the code, under pause, keep or delete",
+    )
 
     def strike(self, world: World, chance: random.Random) -> None:
         world.version = "new" if world.version == "old" else "old"

@@ -23,4 +23,5 @@ BREAKS = {
     "advance-before-insert": "schedules advance in one transaction, and their jobs come in the next",
     "insert-before-advance": "jobs come in one transaction, and their schedules advance in the next",
 }
+TWO_COMMITS = ("advance-before-insert", "insert-before-advance")
 DROP_KEY = "ALTER TABLE _pgwerk_jobs DROP CONSTRAINT pgwerk_job_key"

@@ -34,14 +34,16 @@ class Armed:
 Arm = Callable[[Armed], None]
 
 
-def _after(place: Any, name: str) -> Arm:
+def _after(place: Any, name: str, *, always: bool = False) -> Arm:
+    """Where it gave nothing (a claim that found no job), it is no passage; unless `always`."""
+
     def arm(act: Armed) -> None:
         original = getattr(place, name)
 
         @functools.wraps(original)
         def wrapped(*args: Any, **options: Any) -> Any:
             given = original(*args, **options)
-            act(given is None or given)
+            act(always or given is None or given)
             return given
 
         setattr(place, name, wrapped)
@@ -89,7 +91,7 @@ def _at_commit(*, before: bool) -> Arm:
 
 
 POINTS: dict[str, Arm] = {
-    "sync: under its lock": _after(sync, "_difference"),
+    "sync: under its lock": _after(sync, "_difference", always=True),
     "sync: before COMMIT": _after(sync, "_refresh"),
     "tick: after claim": _after(tick, "_claim"),
     "tick: after insert": _after(tick, "_write"),

@@ -9,16 +9,20 @@ import sys
 
 import django
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.chaos.settings")
-django.setup()
 
-from django.core.management import execute_from_command_line
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.chaos.settings")
+    django.setup()
+    from django.core.management import execute_from_command_line
 
-from tests.chaos import broken, points, workload
+    from tests.chaos import broken, points, workload
 
-if __name__ == "__main__":
     workload.declare(os.environ["CHAOS_VERSION"])
-    broken.apply(json.loads(os.environ.get("CHAOS_BREAK", "[]")))
+    broken.apply(json.loads(os.environ["CHAOS_BREAK"]))
     if told := os.environ.get("CHAOS_POINT"):
         points.arm(*json.loads(told))
     execute_from_command_line(["manage.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

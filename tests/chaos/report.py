@@ -25,7 +25,9 @@ class Report:
 
     def text(self) -> str:
         verdict, counts = self.verdict, self.verdict.counts
-        lines = [f"seed {self.seed}, {self.seconds:.0f} s" + (f", broken: {', '.join(self.broken)}" if self.broken else "")]
+        lines = [
+            f"seed {self.seed}, {self.seconds:.0f} s" + (f", broken: {', '.join(self.broken)}" if self.broken else "")
+        ]
         lines += ["", "faults"]
         lines += [f"  {number:5d}  {what}" for what, number in sorted(self.notes.did.items())]
         lines += [f"      -  {name}: left out, {why}" for name, why in self.missing.items()]
@@ -48,8 +50,8 @@ class Report:
             "verdict",
             *[_line(len(getattr(verdict, kind)), kind) for kind in verdict.KINDS],
             _line(len(self.notes.problems), "processes that ended by themselves, or did not stop"),
-            f"  worst lateness {verdict.worst:.1f} s ({verdict.latest}); "
-            f"p50 {verdict.percentile(0.5) * 1000:.0f} ms, p90 {verdict.percentile(0.9) * 1000:.0f} ms",
+            f"  worst lateness {verdict.worst:.1f} s ({verdict.latest})",
+            f"  half of them within {verdict.percentile(0.5):.3f} s, nine of ten within {verdict.percentile(0.9):.3f} s",
         ]
         for kind in verdict.KINDS:
             found = getattr(verdict, kind)

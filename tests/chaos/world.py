@@ -27,6 +27,7 @@ DISK = 400  # MB of the file system that holds the database, where it has one of
 SCHEDULER, WORKER = "scheduler", "worker"
 STOPS_WITHIN = 60.0
 DRAINS_WITHIN = 120.0
+MOST_STARTS = 100  # of PostgreSQL that fail, until a run is given up
 
 
 def log_tail(path: Path, lines: int = 6) -> str:
@@ -40,8 +41,6 @@ class Member:
     role: str
     process: subprocess.Popen[bytes]
     log: Path
-    version: str
-    route: str
     point: tuple[str, str, int] | None = None
     clock: Path | None = None
     frozen: bool = False
@@ -77,7 +76,6 @@ class Notes:
     """What the world saw of itself."""
 
     did: Counter[str] = field(default_factory=Counter)
-    skipped: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -90,7 +88,6 @@ class World:
         broken: list[str] | None = None,
         own_disk: bool = False,
         behind: tuple[str, ...] = ("direct",),
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`behind` are the routes that processes take in turn; with `own_disk` the database has a small file system to fill."""
         self.wanted = {SCHEDULER: schedulers, WORKER: workers}
@@ -100,9 +97,10 @@ class World:
         self.version = "old"
         self.on_unregistered = "pause"
         self.healing = False
+        self.refused_to_start = 0
+        self.thaws_after = LEASE * 1.5  # who froze at a named point
         self._behind = behind
         self._own_disk = own_disk
-        self._say = say
         self._later: list[Later] = []
         self._started = 0
         self._snapshot: psycopg.Connection[Any] | None = None
@@ -212,12 +210,11 @@ class World:
         *,
         point: tuple[str, str, int] | None = None,
         clock: Path | None = None,
-        route: str | None = None,
     ) -> Member:
         self._started += 1
-        taken = route or self._behind[self._started % len(self._behind)]
+        route = self._behind[self._started % len(self._behind)]
         log = self.folder / f"{self._started}-{role}.log"
-        environment = {**self._environment(self.urls[taken]), "CHAOS_VERSION": self.version}
+        environment = {**self._environment(self.urls[route]), "CHAOS_VERSION": self.version}
         if point:
             environment["CHAOS_POINT"] = json.dumps(point)
         if clock:
@@ -235,7 +232,7 @@ class World:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        member = Member(role, process, log, self.version, taken, point, clock)
+        member = Member(role, process, log, point, clock)
         self.members.append(member)
         return member
 
@@ -251,7 +248,7 @@ class World:
             elif member.point and member.point[1] == "freeze" and not member.frozen and member.is_stopped():
                 member.frozen = True
                 self.notes.did[f"freeze at {member.point[0]}"] += 1
-                self.after(LEASE * 1.5, lambda member=member: self.thaw(member))
+                self.after(self.thaws_after, lambda member=member: self.thaw(member))
         for role, wanted in self.wanted.items():
             for _ in range(wanted - sum(m.role == role and m.alive for m in self.members)):
                 self.start(role)
@@ -321,8 +318,9 @@ class World:
     def heal(self) -> None:
         """No fault any more."""
         self.healing = True
-        while self._later:
-            self._later.pop(0).what()
+        later, self._later = self._later, []
+        for each in later:
+            each.what()
         self.proxy.flow()
         self.proxy.forget()
         (self.disk / "ballast").unlink(missing_ok=True)
@@ -334,27 +332,31 @@ class World:
                 self.thaw(member)
 
     def server_up(self) -> None:
-        for attempt in range(5):
-            if self.ask("SELECT 1"):
-                return
-            with contextlib.suppress(EmbeddedError):
-                self.server.halt("immediate")
-            try:
-                self.server.resume()
-            except EmbeddedError:
-                if attempt == 4:
-                    raise
+        """Have it run. While its disk is full it may not come up: then again in a second, as a service manager does."""
+        if self.ask("SELECT 1"):
+            return
+        try:
+            self.server.halt("immediate")
+            self.server.resume()
+        except EmbeddedError:
+            if self.healing and self.refused_to_start == MOST_STARTS:
+                raise
+            self.refused_to_start += 1
+            self.after(1, self.server_up)
 
     def judged(self) -> evidence.Evidence:
         """Heal, let everything drain, stop it in order, and gather what there is to judge by."""
         self.heal()
-        self.until(lambda: self.ask("SELECT 1"), 30)
+        if not self.until(lambda: self.ask("SELECT 1"), DRAINS_WITHIN):
+            raise AssertionError(f"the database does not come back: {log_tail(self.server.log)}")
         ended_at = self.ask("SELECT clock_timestamp()")
         due = "SELECT count(*) FROM _pgwerk_schedules WHERE NOT paused AND next_run_at <= %s OR triggered_at <= %s"
         self.until(lambda: self.ask(due, [ended_at, ended_at]) == 0, DRAINS_WITHIN)
         # What is to be handed over waits for a scheduler, so they go when none of it is left.
         open_jobs = "SELECT count(*) FROM _pgwerk_jobs WHERE status IN ('READY', 'RUNNING')"
-        self.until(lambda: self.ask(f"{open_jobs} AND coalesce(due_at, enqueued_at) <= %s", [ended_at]) == 0, DRAINS_WITHIN)
+        self.until(
+            lambda: self.ask(f"{open_jobs} AND coalesce(due_at, enqueued_at) <= %s", [ended_at]) == 0, DRAINS_WITHIN
+        )
         self.wanted[SCHEDULER] = 0
         self.stop([m for m in self.members if m.alive and m.role == SCHEDULER])
         self.until(lambda: self.ask(f"{open_jobs} AND target = 'worker'") == 0, DRAINS_WITHIN)
