@@ -61,7 +61,7 @@ class Freeze(Fault):
 class Points(Fault):
     name, says = "points", "SIGKILL and SIGSTOP at named points of tick, sync, hand-over and worker"
     together = 3
-    patience = 30.0
+    patience = 45.0
 
     def __init__(self) -> None:
         self._next: Iterator[tuple[str, str]] | None = None
@@ -72,7 +72,7 @@ class Points(Fault):
             chance.shuffle(every)
             self._next = itertools.cycle(every)
         for point, action in itertools.islice(self._next, self.together):
-            arm(world, point, action, 1 if point.startswith("sync") else chance.randint(1, 3), self.patience)
+            arm(world, point, action, 1 if point.startswith("sync") else chance.randint(1, 2), self.patience)
 
 
 def arm(world: World, point: str, action: str, nth: int, patience: float) -> Member:
@@ -244,13 +244,16 @@ class Deploy(Fault):
         world.version = "new" if world.version == "old" else "old"
         world.on_unregistered = chance.choice(("pause", "keep", "delete"))
         gently = chance.random() < 0.6  # each new one fires before the next old one goes
+        if chance.random() < 0.5:  # as a release does: at once, whatever the schedulers alive declare
+            world.run_command("syncschedules", f"--on-unregistered={world.on_unregistered}")
         world.notes.did[f"deploy, {world.on_unregistered}"] += 1
         for member in world.some(SCHEDULER):
+            before = set(map(id, world.members))
             world.stop([member])
             world.tend()
-            new = world.members[-1]
+            new = [m for m in world.members if m.role == SCHEDULER and id(m) not in before]
             if gently:
-                world.until(lambda new=new: not new.alive or "process_started" in new.log.read_text(), 20)
+                world.until(lambda new=new: all(not m.alive or m.has_started for m in new), 20)
 
 
 class People(Fault):

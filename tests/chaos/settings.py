@@ -9,4 +9,9 @@ INSTALLED_APPS = ["pgwerk_django"]
 SECRET_KEY = "chaos"
 USE_TZ = True
 TIME_ZONE = "Europe/Paris"
-PGWERK = {"AUTODISCOVER": (), "LEASE": float(os.environ.get("CHAOS_LEASE", "4")), "POLL_INTERVAL": 0.5}
+PGWERK = {
+    "AUTODISCOVER": (),
+    "LEASE": float(os.environ.get("CHAOS_LEASE", "4")),
+    "POLL_INTERVAL": 0.5,
+    "ORPHAN_GRACE": 10,  # the shortest
+}

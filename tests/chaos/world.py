@@ -26,6 +26,7 @@ LEASE = 4.0
 DISK = 400  # MB of the file system that holds the database, where it has one of its own
 SCHEDULER, WORKER = "scheduler", "worker"
 STOPS_WITHIN = 60.0
+STOPPED = (0, 3, -signal.SIGTERM)  # 3: jobs were handed back; the last before it could hear of signals
 DRAINS_WITHIN = 120.0
 MOST_STARTS = 100  # of PostgreSQL that fail, until a run is given up
 
@@ -53,6 +54,10 @@ class Member:
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def has_started(self) -> bool:
+        return "process_started" in self.log.read_text(errors="replace")
 
     def send(self, number: int, *, whole: bool = False) -> None:
         """To the process, or to all of its children too."""
@@ -236,6 +241,22 @@ class World:
         self.members.append(member)
         return member
 
+    def run_command(self, *arguments: str) -> None:
+        """One that ends by itself. Where the database is away it fails, and that is that."""
+        with (self.folder / "commands.log").open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.process", *arguments, "--skip-checks"],
+                cwd=ROOT,
+                env={**self._environment(self.server.url), "CHAOS_VERSION": self.version},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if not self.until(lambda: process.poll() is not None, STOPS_WITHIN):
+            self.notes.problems.append(f"{arguments[0]} did not end: {log_tail(self.folder / 'commands.log')}")
+            process.kill()
+            process.wait()
+
     def some(self, role: str) -> list[Member]:
         """Those that run, and are not about to end at a point."""
         return [m for m in self.members if m.role == role and m.alive and not m.frozen and m.point is None]
@@ -288,15 +309,14 @@ class World:
         for member in members:
             member.expected_to_end = True
             member.send(signal.SIGTERM)
+        # Others die and faults pass meanwhile: who waits for a network that hangs can stop when it no longer does.
+        self.until(lambda: not any(member.alive for member in members), STOPS_WITHIN)
         for member in members:
-            try:
-                code = member.process.wait(STOPS_WITHIN)
-            except subprocess.TimeoutExpired:
+            if member.alive:
                 self.notes.problems.append(f"a {member.role} did not stop: {log_tail(member.log)}")
                 self.kill(member)
-            else:
-                if code not in (0, 3, -signal.SIGTERM):
-                    self.notes.problems.append(f"a {member.role} stopped with {code}: {log_tail(member.log)}")
+            elif (code := member.process.returncode) not in STOPPED:
+                self.notes.problems.append(f"a {member.role} stopped with {code}: {log_tail(member.log)}")
 
     # -- time
 
