@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs messages screenshots clean
+.PHONY: help demo test chaos lint format docs messages screenshots clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -18,6 +18,9 @@ demo: $(READY)  ## a shop with a web server, a scheduler and a worker, on its ow
 
 test: $(READY)  ## the whole suite (ARGS="-k name" for a part of it)
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(READY)  ## faults against real processes, and an audit of what is left (ARGS="--seed 7 --minutes 5 --only kill,freeze", ARGS=--help)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(READY)  ## what a change must pass, besides the tests
 	$(BIN)/ruff check .

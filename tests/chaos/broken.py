@@ -1,0 +1,100 @@
+"""Deliberately broken builds: each takes one guard away, in the harness's own processes. The auditor must notice."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pgwerk_django import conf, scheduler, tick
+from pgwerk_django.models import ScheduleQuerySet, atomic, due_at
+from pgwerk_django.policies import Misfire, Overlap
+
+
+def between(worth: object = True) -> None:
+    """Where a build that commits twice may be killed; `points.arm` puts its own here."""
+
+
+def _known(rows: ScheduleQuerySet) -> ScheduleQuerySet:
+    return rows.filter(misfire__in=Misfire.values, overlap__in=Overlap.values).order_by(due_at())
+
+
+def no_skip_locked() -> None:
+    """Schedulers wait for each other's rows instead of passing over them."""
+    ScheduleQuerySet.claim = lambda self, limit: _known(self).select_for_update(no_key=True)[:limit]  # type: ignore[method-assign]
+
+
+def no_row_lock() -> None:
+    """Schedulers read due rows, and lock none."""
+    ScheduleQuerySet.claim = lambda self, limit: _known(self)[:limit]  # type: ignore[method-assign]
+
+
+def key_not_unique() -> None:
+    """Nothing in the database keeps a due time from being recorded twice. (The world drops the constraint.)"""
+    _edit("ON CONFLICT (key) DO NOTHING", "")
+
+
+def advance_before_insert() -> None:
+    """Schedules advance in one transaction, and their jobs come in the next."""
+    _two_commits(_advance_only, _insert_only)
+
+
+def insert_before_advance() -> None:
+    """Jobs come in one transaction, and their schedules advance in the next."""
+    _two_commits(_insert_only, _advance_only)
+
+
+BREAKS: dict[str, Callable[[], None]] = {
+    "no-skip-locked": no_skip_locked,
+    "no-row-lock": no_row_lock,
+    "key-not-unique": key_not_unique,
+    "advance-before-insert": advance_before_insert,
+    "insert-before-advance": insert_before_advance,
+}
+
+
+def apply(names: list[str]) -> None:
+    for name in names:
+        BREAKS[name]()
+
+
+def _edit(old: str, new: str) -> None:
+    if old not in tick._WRITE:
+        raise AssertionError(f"the statement of a tick has no {old!r} any more: the broken build is not broken")
+    tick._WRITE = tick._WRITE.replace(old, new)
+
+
+def _advance_only(statement: str) -> str:
+    return statement.replace("    FROM timed\n", "    FROM timed WHERE false\n")
+
+
+def _insert_only(statement: str) -> str:
+    return statement.replace(
+        "WHERE s.id = plan.schedule_id\n)\nSELECT", "WHERE s.id = plan.schedule_id AND false\n)\nSELECT"
+    )
+
+
+def _two_commits(first: Callable[[str], str], second: Callable[[str], str]) -> None:
+    def broken_tick(*, using: str, batch_size: int | None = None, now: Any = None) -> int:
+        whole = tick._WRITE
+        if whole in (first(whole), second(whole)):
+            raise AssertionError("the statement of a tick has changed: the broken build is not broken")
+        settings = conf.current()
+        with atomic(using):
+            rows = tick._claim(batch_size or settings.BATCH_SIZE, using=using, now=now)
+            if not rows:
+                return 0
+            seen = rows[0].now
+            plans = [tick.plan(row, now=seen, cap=settings.MAX_CATCH_UP) for row in rows]
+            tick._WRITE = first(whole)
+            try:
+                tick._write(plans, now=seen, using=using)
+            finally:
+                tick._WRITE = whole
+        between()
+        with atomic(using):
+            tick._WRITE = second(whole)
+            try:
+                tick._write(plans, now=seen, using=using)
+            finally:
+                tick._WRITE = whole
+        return len(plans)
+
+    scheduler.tick = broken_tick

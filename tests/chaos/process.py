@@ -1,0 +1,28 @@
+"""`python -m tests.chaos.process runscheduler …`: a management command of ours, with the harness's schedules in it.
+
+`CHAOS_VERSION` says which version of the code it is, `CHAOS_POINT` where it ends or freezes, `CHAOS_BREAK` what is broken.
+"""
+
+import json
+import os
+import sys
+
+import django
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.chaos.settings")
+    django.setup()
+    from django.core.management import execute_from_command_line
+
+    from tests.chaos import broken, points, workload
+
+    workload.declare(os.environ["CHAOS_VERSION"])
+    broken.apply(json.loads(os.environ["CHAOS_BREAK"]))
+    if told := os.environ.get("CHAOS_POINT"):
+        points.arm(*json.loads(told))
+    execute_from_command_line(["manage.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
