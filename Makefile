@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format docs messages screenshots clean
+.PHONY: help demo test chaos bench lint format docs messages screenshots clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -43,6 +43,9 @@ messages: $(READY)  ## bring the catalogs up to date (with Debian's gettext); tr
 
 screenshots: $(READY)  ## the admin's pages, light and dark, into docs/screenshots (with Debian's chromium and chromium-driver)
 	@$(BIN)/python -m example_project.screenshots $(ARGS)
+
+bench: $(READY)  ## all benchmarks, beside plain SQL and peers (ARGS="--quick", ARGS="NAME --no-peers", ARGS=--help)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## delete what the others made, the demo's data included
 	rm -rf .venv .venv-newest .venv-peers .browser .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info

@@ -1,19 +1,23 @@
 """Server time and queries of each page of the admin, with 100,000 schedules and 1,000,000 jobs of the last week.
 
-    python -m benchmarks.admin [--schedules N] [--jobs N] [--rounds N]
-
-Each page is asked for once to warm up, then --rounds times; what is printed is the median and the slowest of these.
+Each page is asked for once to warm up, then several times; what counts is the median.
 """
 
-import argparse
 import statistics
 import time
+from typing import Any
 
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from benchmarks.database import fill, fresh_database
+from benchmarks.results import Given, Result, Row
 
+SIZES: dict[str, dict[str, int]] = {
+    "full": {"schedules": 100_000, "jobs": 1_000_000, "rounds": 5},
+    "quick": {"schedules": 20_000, "jobs": 200_000, "rounds": 3},
+    "tiny": {"schedules": 60, "jobs": 300, "rounds": 1},
+}
 MOST_MILLISECONDS, MOST_QUERIES = 300, 15
 
 # Each job belongs to one of the schedules: a tenth of the schedules have nine tenths of the jobs. Of a schedule in fifty
@@ -53,32 +57,46 @@ FROM (
 """
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schedules", type=int, default=100_000)
-    parser.add_argument("--jobs", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    with fresh_database(shared_buffers="512MB"):
-        print(f"{options.schedules:,} schedules, {options.jobs:,} jobs")
-        fill(options.schedules, earliest=1)
+def run(given: Given) -> Result:
+    size = SIZES[given.size]
+    with fresh_database():
+        fill(size["schedules"], earliest=1)
         with connection.cursor() as cursor:
             cursor.execute("SET synchronous_commit = off")
-            cursor.execute(JOBS, {"jobs": options.jobs})
+            cursor.execute(JOBS, {"jobs": size["jobs"]})
             cursor.execute("UPDATE _pgwerk_schedules SET last_run_at = statement_timestamp() WHERE id % 10 > 0")
             cursor.execute(
                 "UPDATE _pgwerk_schedules SET paused = true, pause_reason = 'stocktaking' WHERE id % 1000 = 7"
             )
             cursor.execute("INSERT INTO _pgwerk_processes (role, host) VALUES ('scheduler', 'a'), ('worker', 'a')")
             cursor.execute("VACUUM ANALYZE _pgwerk_schedules, _pgwerk_jobs")
-        slow = measure(options.rounds)
-    print(
-        f"\nat most {MOST_MILLISECONDS} ms and {MOST_QUERIES} queries: {'no: ' + ', '.join(slow) if slow else 'yes, all of them'}"
-    )
-    return 1 if slow else 0
+        pages = measure(size["rounds"])
+    slowest, busiest = (max(pages.items(), key=lambda page: page[1][what]) for what in ("median", "queries"))
+    beside = f"with {size['schedules']:,} schedules and {size['jobs']:,} jobs"
+    rows = [
+        Row(
+            f"the admin's slowest page, {beside}",
+            "ms",
+            slowest[1]["median"],
+            more_is_better=False,
+            target=f"at most {MOST_MILLISECONDS} ms",
+            met=slowest[1]["median"] <= MOST_MILLISECONDS,
+            how=f"Of {len(pages)} pages, server time, median of {size['rounds']}: {slowest[0]}.",
+        ),
+        Row(
+            f"the admin's page with most queries, {beside}",
+            "queries",
+            busiest[1]["queries"],
+            more_is_better=False,
+            target=f"at most {MOST_QUERIES}",
+            met=busiest[1]["queries"] <= MOST_QUERIES,
+            how=f"{busiest[0]}.".capitalize(),
+        ),
+    ]
+    return Result(rows, pages)
 
 
-def measure(rounds: int) -> list[str]:
+def measure(rounds: int) -> dict[str, dict[str, Any]]:
     from django.contrib.auth.models import User
     from django.test import Client
 
@@ -111,7 +129,7 @@ def measure(rounds: int) -> list[str]:
         "job": f"{base}/job/{failed.pk}/change/",
         "processes": f"{base}/process/",
     }
-    slow = []
+    pages = {}
     print(f"{'page':<24} {'median':>9} {'slowest':>9} {'queries':>8} {'in SQL':>9} {'size':>8}")
     for name, url in urls.items():
         client.get(url)
@@ -129,10 +147,5 @@ def measure(rounds: int) -> list[str]:
             f"{name:<24} {median:6.0f} ms {max(taken):6.0f} ms {len(captured):8} {sql:6.0f} ms {len(response.content) // 1024:5} kB",
             flush=True,
         )
-        if median > MOST_MILLISECONDS or len(captured) > MOST_QUERIES:
-            slow.append(name)
-    return slow
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        pages[name] = {"median": median, "slowest": max(taken), "queries": len(captured), "sql": sql}
+    return pages

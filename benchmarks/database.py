@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import platform
+import statistics
 import tempfile
+import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import django
@@ -26,28 +30,74 @@ def expressions() -> list[str]:
     return found
 
 
+LOG = "PGWERK_BENCH_LOG"  # the embedded server's log, for who can read it
+
+
 @contextlib.contextmanager
-def fresh_database(**options: object) -> Iterator[EmbeddedPostgres | None]:
-    """Have DATABASE_URL name a new, migrated database: on the server it names now, else on an embedded one of our own."""
+def server() -> Iterator[None]:
+    """Have DATABASE_URL name a server: the one it names now, else an embedded one of our own."""
+    if "DATABASE_URL" in os.environ:
+        yield
+        return
+    options = {"shared_buffers": "512MB", "log_line_prefix": "%a ", "max_connections": 200}
     with contextlib.ExitStack() as stack:
-        server = None
-        if "DATABASE_URL" not in os.environ:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgwerk-bench-"))
-            server = stack.enter_context(EmbeddedPostgres(folder, options=options))
-            os.environ["DATABASE_URL"] = server.url
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgwerk-bench-"))
+        embedded = stack.enter_context(EmbeddedPostgres(folder, options=options))
+        os.environ |= {"DATABASE_URL": embedded.url, LOG: str(embedded.log)}
+        try:
+            yield
+        finally:
+            del os.environ["DATABASE_URL"], os.environ[LOG]
+
+
+@contextlib.contextmanager
+def fresh_database() -> Iterator[None]:
+    """Have DATABASE_URL name a new, migrated database, and Django use it: once in a process."""
+    with server():
         url, name = os.environ["DATABASE_URL"], f"pgwerk_bench_{os.getpid()}"
-        stack.callback(_execute, url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        _execute(url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         _execute(url, f"CREATE DATABASE {name}")
-        os.environ["DATABASE_URL"] = urlsplit(url)._replace(path=f"/{name}").geturl()
-        os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
-        django.setup()
-        call_command("migrate", verbosity=0)
-        connection.close()
-        yield server
+        try:
+            os.environ["DATABASE_URL"] = urlsplit(url)._replace(path=f"/{name}").geturl()
+            os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+            django.setup()
+            call_command("migrate", verbosity=0)
+            connection.close()
+            yield
+        finally:
+            os.environ["DATABASE_URL"] = url
+            connection.close()
+            _execute(url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def machine() -> dict[str, object]:
+    """What the figures are of."""
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connected:
+        names = ("server_version", "synchronous_commit", "fsync", "shared_buffers")
+        found = {name: connected.execute("SELECT current_setting(%s)", [name]).fetchone() for name in names}
+        flush = statistics.median(_seconds_of_a_commit(connected) for _ in range(30))
+    return {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "django": django.get_version(),
+        "postgresql": str(found["server_version"][0]).split()[0] if found["server_version"] else "",
+        **{name: value[0] for name, value in found.items() if value and name != "server_version"},
+        "commit_ms": round(flush * 1000, 2),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def _seconds_of_a_commit(connected: "psycopg.Connection[Any]") -> float:
+    """One statement that must reach the disk: no job can be there for others sooner."""
+    begun = time.perf_counter()
+    connected.execute("SELECT txid_current(), pg_logical_emit_message(true, 'bench', '')")
+    return time.perf_counter() - begun
 
 
 def _execute(url: str, statement: str) -> None:
-    with psycopg.connect(url.replace("postgres://", "postgresql://", 1), autocommit=True) as server:
+    with psycopg.connect(url, autocommit=True) as server:
         server.execute(statement)
 
 

@@ -1,55 +1,34 @@
-"""What handing over costs: `python -m benchmarks.targets [--jobs N] [--rounds N] [--json PATH]` (Debian's redis-server).
+"""What handing over costs, with Debian's redis-server for the targets that have their broker there.
 
 For each target, jobs that a tick has written are claimed, sent and marked by one thread, as a scheduler does it; beside it,
 in the same run, the engine's own bare send of as many, one after the other, and the claims and marks alone. The rates are
 this machine's; what carries over are the ratios.
 """
 
-import argparse
 import asyncio
-import contextlib
-import json
 import os
-import shutil
-import socket
 import statistics
-import subprocess
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from django.db import connection
 
 from benchmarks.database import fresh_database
+from benchmarks.redis import redis_server
+from benchmarks.results import Given, Result, Row
 
+SIZES: dict[str, dict[str, int]] = {
+    "full": {"jobs": 2000, "rounds": 3},
+    "quick": {"jobs": 500, "rounds": 1},
+    "tiny": {"jobs": 20, "rounds": 1},
+}
 TARGETS = {
     "celery": ("celery", "in_celery"),
     "django_tasks: django-tasks-db": ("django_tasks", "in_database"),
     "django_tasks: django-tasks-rq": ("django_tasks", "in_rq"),
     "pgwerk": ("pgwerk", "in_pgwerk"),
 }
-
-
-@contextlib.contextmanager
-def redis() -> Iterator[str]:
-    if shutil.which("redis-server") is None:
-        raise SystemExit("benchmarks.targets needs redis-server: on Debian, apt-get install redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="pgwerk-bench-") as folder:
-        arguments = ["--port", str(port), "--save", "", "--bind", "127.0.0.1", "--dir", folder]
-        server = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
-        try:
-            pause = threading.Event()
-            while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-                pause.wait(0.02)
-            yield f"redis://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait()
 
 
 def write(target: str, function: str, jobs: int) -> None:
@@ -115,32 +94,29 @@ async def _to_pgwerk(jobs: int) -> None:
                 await app.enqueue(in_pgwerk, number, _conn=connection)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+def run(given: Given) -> Result:
+    size = SIZES[given.size]
     found: dict[str, dict[str, float]] = {}
-    with redis() as url:
+    with redis_server() as url:
         os.environ["PGWERK_BENCH_REDIS"] = url
         with fresh_database():
             for name, (target, function) in TARGETS.items():
                 rates: dict[str, list[float]] = {"ours": [], "bare": [], "claims": []}
-                for _ in range(options.rounds):
-                    rates["ours"].append(ours(target, function, options.jobs))
-                    rates["bare"].append(bare(target, function, options.jobs))
-                    rates["claims"].append(claims_and_marks(target, function, options.jobs))
+                for _ in range(size["rounds"]):
+                    rates["ours"].append(ours(target, function, size["jobs"]))
+                    rates["bare"].append(bare(target, function, size["jobs"]))
+                    rates["claims"].append(claims_and_marks(target, function, size["jobs"]))
                 found[name] = {key: statistics.median(values) for key, values in rates.items()}
-                row = found[name]
-                print(
-                    f"{name}: {row['ours']:,.0f} handed over a second, {row['ours'] / row['bare']:.2f} of its own bare send"
-                    f" ({row['bare']:,.0f}); claims and marks alone {row['claims']:,.0f}"
-                )
+                print(f"{name}: {found[name]}", flush=True)
             connection.close()
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    rows = [
+        Row(
+            f"handed over to {name}",
+            "jobs/s",
+            rates["ours"],
+            peers={"its own bare send": rates["bare"]},
+            how=f"One thread; claims and marks alone: {rates['claims']:,.0f} a second.",
+        )
+        for name, rates in found.items()
+    ]
+    return Result(rows, dict(found))

@@ -1,12 +1,9 @@
-"""What a tick costs: `.venv/bin/python benchmarks/tick.py [--quick] [--json PATH]` (Linux).
+"""What a tick costs: drains of due schedules with `Scheduler().tick()` and, in turns, with one plain SQL statement.
 
-Drains due schedules with `Scheduler().tick()` and, alternating in the same run, with one plain SQL statement in batches
-of 1,000. Machines are noisy, so the results are ratios within one run, from the medians of several rounds; the rates are
-this machine's. Each round is a process of its own, so that its peak of memory is its own.
+Both in batches of 1,000. Machines are noisy, so the results are ratios within one run, from the medians of several rounds;
+the rates are this machine's. Each round is a process of its own, so that its peak of memory is its own.
 """
 
-import argparse
-import json
 import multiprocessing
 import re
 import statistics
@@ -21,10 +18,44 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from benchmarks.database import ZONES, expressions, fill, fresh_database
+from benchmarks.results import Given, Result, Row
 
 BATCH = 1000
-MIXES = {"half interval, half cron": 0.5, "interval only": 0.0, "cron only": 1.0}
-LEAST_RATIO, MOST_AMONG, MOST_MEMORY_MB = 0.5, 2, 120
+MIXED = "half interval, half cron"
+MIXES = {MIXED: 0.5, "interval only": 0.0, "cron only": 1.0}
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {
+        "rows": (1_000, 10_000),
+        "mixes": tuple(MIXES),
+        "rounds": 5,
+        "backlog": 100_000,
+        "outages": (50, 3600),
+        "backlog_rounds": 2,
+        "few": (1_000, 100_000),
+        "times": 15,
+    },
+    "quick": {
+        "rows": (1_000, 10_000),
+        "mixes": tuple(MIXES),
+        "rounds": 3,
+        "backlog": 20_000,
+        "outages": (50, 3600),
+        "backlog_rounds": 1,
+        "few": (1_000, 20_000),
+        "times": 7,
+    },
+    "tiny": {
+        "rows": (200,),
+        "mixes": (MIXED,),
+        "rounds": 1,
+        "backlog": 300,
+        "outages": (3600,),
+        "backlog_rounds": 1,
+        "few": (150, 400),
+        "times": 1,
+    },
+}
+LEAST_RATIO, MOST_AMONG, MOST_MEMORY_MB = 0.6, 2, 120
 
 # The same work as one statement by hand, if every schedule were an interval (here a cron schedule counts as one of 60 s)
 # and there were no windows, misfires, jitter or triggers: the same rows locked in the same way, the same look for an open
@@ -74,14 +105,15 @@ def ours(rows: int, **filled: float) -> dict[str, Any]:
 
 
 def plain(rows: int, **filled: float) -> dict[str, Any]:
-    def tick() -> int:
-        with connection.cursor() as cursor:
-            cursor.execute(PLAIN)
-            return cursor.rowcount
-
-    prepare(tick)
+    prepare(plain_tick)
     fill(rows, **filled)
-    return drained(tick)
+    return drained(plain_tick)
+
+
+def plain_tick() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(PLAIN)
+        return int(cursor.rowcount)
 
 
 def few_among(rows: int, *, times: int) -> dict[str, Any]:
@@ -166,15 +198,16 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def drains(rounds: int) -> Iterator[dict[str, Any]]:
+def drains(size: dict[str, Any]) -> Iterator[dict[str, Any]]:
     # Due within the last minute, each at an instant of its own, as a scheduler finds them that is a little behind.
     late = {"earliest": -50, "newest": -1}
-    cases = [(rows, mix, late) for rows in (1_000, 10_000) for mix in MIXES]
+    cases = [(rows, mix, late, size["rounds"]) for rows in size["rows"] for mix in size["mixes"]]
     # A backlog: all due at once, and what an hour's outage leaves (misfires: two rows each where more than one passed).
-    cases += [(100_000, "half interval, half cron", due) for due in (late, {"earliest": -3600, "newest": -1})]
-    for rows, mix, due in cases:
+    backlogs = [{"earliest": -seconds, "newest": -1} for seconds in size["outages"]]
+    cases += [(size["backlog"], MIXED, due, size["backlog_rounds"]) for due in backlogs]
+    for rows, mix, due, rounds in cases:
         options = {"cron_share": MIXES[mix], **due}
-        we, they = in_turn(rounds if rows < 100_000 else rounds // 3, (ours, rows, options), (plain, rows, options))
+        we, they = in_turn(rounds, (ours, rows, options), (plain, rows, options))
         # Or more: while a long drain goes on, the shortest intervals are due again.
         assert we["schedules"] >= rows <= they["schedules"]
         yield {
@@ -187,38 +220,49 @@ def drains(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--quick", action="store_true", help="3 rounds instead of 7")
-    options.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
-    given = options.parse_args()
-    rounds = 3 if given.quick else 7
+def run(given: Given) -> Result:
+    size = SIZES[given.size]
     with fresh_database():
-        print(f"{'due schedules':46} {'ours':>9} {'plain SQL':>10} {'ratio':>6} {'longest tick':>13} {'memory':>8}")
         found = []
-        for case in drains(rounds):
+        for case in drains(size):
             found.append(case)
-            label = f"{case['rows']:,} {case['mix']}, {case['late_by_seconds']} s late"
-            print(
-                f"{label:46} {case['ours']['rate']:7,.0f}/s {case['plain']['rate']:8,.0f}/s {case['ratio']:6.2f}"
-                f" {case['ours']['longest_tick'] * 1000:10.0f} ms {case['ours']['memory_mb']:5.0f} MB",
-                flush=True,
-            )
-        few = {"times": 7 if given.quick else 15}
-        small, large = in_turn(3, (few_among, 1_000, few), (few_among, 100_000, few))
-    among = large["seconds"] / small["seconds"]
-    print(
-        f"\n100 due among 1,000: {small['seconds'] * 1000:.1f} ms, among 100,000: {large['seconds'] * 1000:.1f} ms;"
-        f" {among:.2f} times as long (target: at most {MOST_AMONG})"
+            print(f"{case['rows']:,} {case['mix']}, {case['late_by_seconds']} s late: {case['ratio']:.2f}", flush=True)
+        few = {"times": size["times"]}
+        small, large = in_turn(size["rounds"], (few_among, size["few"][0], few), (few_among, size["few"][1], few))
+    memory = max(each["memory_mb"] for each in [small, large, *(case["ours"] for case in found)])
+    return Result(
+        [
+            *map(_row, found),
+            Row(
+                f"100 due among {size['few'][1]:,}, of those among {size['few'][0]:,}",
+                "× as long",
+                large["seconds"] / small["seconds"],
+                more_is_better=False,
+                target=f"at most {MOST_AMONG}",
+                met=large["seconds"] <= MOST_AMONG * small["seconds"],
+            ),
+            Row(
+                "peak memory of a scheduler's process",
+                "MB",
+                memory,
+                more_is_better=False,
+                target=f"under {MOST_MEMORY_MB}",
+                met=memory < MOST_MEMORY_MB,
+            ),
+        ],
+        {"drains": found, "among": {"small": small, "large": large}, "memory_mb": memory},
     )
-    memory = max(run["memory_mb"] for run in [small, large, *(case["ours"] for case in found)])
-    worst = min(case["ratio"] for case in found if case["mix"] == "half interval, half cron" and case["rows"] < 100_000)
-    print(f"worst ratio of the mixed drains: {worst:.2f} (target: at least {LEAST_RATIO})")
-    print(f"peak memory of a scheduler's process: {memory:.0f} MB (target: under {MOST_MEMORY_MB})")
-    if given.json:
-        figures = {"drains": found, "among": {"small": small, "large": large, "ratio": among}, "memory_mb": memory}
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-if __name__ == "__main__":
-    main()
+def _row(case: dict[str, Any]) -> Row:
+    judged = case["late_by_seconds"] < 3600
+    return Row(
+        f"a tick's drain of {case['rows']:,}, {case['mix']}" + ("" if judged else ", after an hour's outage"),
+        "schedules/s",
+        case["ours"]["rate"],
+        case["plain"]["rate"],
+        target=f"at least {LEAST_RATIO} of plain SQL" if judged else "",
+        met=case["ratio"] >= LEAST_RATIO if judged else None,
+        how=f"In one process; the longest tick took {case['ours']['longest_tick'] * 1000:.0f} ms."
+        + ("" if judged else " Plain SQL knows no misfires: it writes one row where we write two."),
+    )

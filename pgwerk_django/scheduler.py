@@ -55,6 +55,7 @@ class _Service:
         self._time_to_beat_all_the_same = Every(2 * HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._time_to_look_aside = Every(LOOK_ASIDE)
+        self._seen_coming: float | None = None  # on our own clock: when what the last look saw will be due
         self._grace = _orphan_grace()
         self._time_to_stand_by = Every(min(self._grace / 3, HOUSEKEEPING))
         self._stood_by_at = time.monotonic()
@@ -70,11 +71,16 @@ class _Service:
             self._beat()
         if self._time_to_look_aside():
             self._look_aside()
+        if self._seen_coming is not None and time.monotonic() >= self._seen_coming:
+            self._tick()  # it is due by now: to look again first would only make it later
         next_due_at, now, waiting = Schedule.objects.using(self._using).look()  # the one statement of an idle pass
         asked = time.monotonic()
         delay = self._until(next_due_at, now)
+        self._seen_coming = (
+            asked + delay if next_due_at is not None and 0 < delay < conf.current().POLL_INTERVAL else None
+        )
         if delay <= 0:
-            delay = 0 if self._scheduler.tick(batch_size=self._batch_size) else _held_by_another()
+            delay = 0 if self._tick() else _held_by_another()
         self._process.last_tick_at = now
         self._hand_over.step(waiting)
         self._care()
@@ -110,6 +116,9 @@ class _Service:
         """Seconds from PostgreSQL's now, at most one poll: what becomes due earlier must not wait longer."""
         poll = conf.current().POLL_INTERVAL
         return poll if next_due_at is None else min(max((next_due_at - now).total_seconds(), 0), poll)
+
+    def _tick(self) -> int:
+        return self._scheduler.tick(batch_size=self._batch_size)
 
     def _look_aside(self) -> None:
         """Give what was set aside another chance, and say what is left to newer code."""

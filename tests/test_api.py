@@ -4,14 +4,19 @@ import asyncio
 import datetime as dt
 import inspect
 import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connection
+from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from pgwerk_django.models import Job, Origin, Schedule
 from pgwerk_django.registry import registry
-from pgwerk_django.scheduler import Scheduler
+from pgwerk_django.scheduler import Scheduler, _Service
 from tests import functions
 from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make_due, now, reread
 from tests.waiting import wait_until
@@ -309,3 +314,26 @@ def test_a_paused_one_off_that_is_given_another_time_has_that(scheduler: Schedul
     later = now() + HOUR
     scheduler.schedule_at(functions.noop, later)
     assert scheduler.resume(row.name).next_run_at == later
+
+
+def test_what_was_seen_coming_is_ticked_without_another_look(
+    scheduler: Scheduler, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.PGWERK = {**settings.PGWERK, "POLL_INTERVAL": 3600}
+    service = _Service(Scheduler(on_unregistered="keep"), None)
+    row = scheduler.schedule_in(600, functions.noop)
+    try:
+        service.step()  # looks, and sees it coming
+        with CaptureQueriesContext(connection) as early:
+            assert service.step() > 0  # woken before its time
+        Schedule.objects.filter(pk=row.pk).update(next_run_at=Now())
+        ten_minutes_on = SimpleNamespace(monotonic=lambda: time.monotonic() + 600)
+        monkeypatch.setattr("pgwerk_django.scheduler.time", ten_minutes_on)
+        with CaptureQueriesContext(connection) as in_time:
+            service.step()
+    finally:
+        service.close()
+    assert not any("FOR NO KEY UPDATE" in query["sql"] for query in early)
+    first = next(query["sql"] for query in in_time if query["sql"].lstrip().startswith("SELECT"))
+    assert "FOR NO KEY UPDATE" in first
+    assert Job.objects.count() == 1
