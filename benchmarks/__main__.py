@@ -39,6 +39,7 @@ BENCHMARKS = {
     "targets": "what handing over costs",
     "idle": "what an idle scheduler costs",
     "admin": "the admin's pages with a million jobs",
+    "metrics": "a scrape with a million jobs",
 }
 # Seconds for one benchmark, with what it installs: what takes longer hangs.
 LIMITS = {"full": 2400, "quick": 1200, "tiny": 600}
