@@ -28,13 +28,14 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 @checks.register("pgwerk")
 def check_admins(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Where alerts are to be mailed, somebody gets them."""
     if conf.problems() or not conf.current().MAIL_ADMINS or settings.ADMINS:
         return []
     return [
         checks.Warning(
             "PGWERK['MAIL_ADMINS'] is True, and ADMINS is empty: nobody is told",
             hint="Name in ADMINS who is to get the mails.",
-            id="pgwerk_django.W002",
+            id="pgwerk_django.W003",
         )
     ]
 

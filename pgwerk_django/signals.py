@@ -19,9 +19,7 @@ from django.dispatch import Signal
 logger = logging.getLogger("pgwerk_django")
 
 synced = Signal()  # inserted, updated, reconciled: lists of schedule names
-# schedules, jobs, skipped: counts of one pass that found something due; milliseconds; misfired: how many of the skipped;
-# late: seconds that the longest due had waited
-ticked = Signal()
+ticked = Signal()  # schedules, jobs, skipped, misfired (some of those): counts of one pass; milliseconds; late: the longest due, in seconds
 schedule_set_aside = Signal()  # name, error
 schedule_left_alone = Signal()  # name, why: a row of newer code, left to schedulers that understand it
 due_time_repeated = Signal()  # key: this due time was recorded before and does not run again

@@ -28,7 +28,7 @@ def test_mails_to_nobody(settings: Any) -> None:
     settings.PGWERK = {"MAIL_ADMINS": True}
     assert found() == {}
     settings.ADMINS = []
-    assert "nobody is told" in found()["pgwerk_django.W002"]
+    assert "nobody is told" in found()["pgwerk_django.W003"]
 
 
 def test_naive_time(settings: Any) -> None:
