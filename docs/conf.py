@@ -25,7 +25,7 @@ author = "the pgwerk_django contributors"
 project_copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code", "proofs", "diagrams"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code", "proofs", "pictures"]
 exclude_patterns = ["_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

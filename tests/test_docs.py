@@ -35,6 +35,11 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def has_its_own_test(page: Path) -> bool:
+    """Whether a module, `test_readme` or `test_docs_NAME`, tries the Python of this page, and sees to it that it tries all."""
+    return page == README or (ROOT / "tests" / f"test_docs_{page.stem}.py").exists()
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "--quiet", "-b", "html", "docs", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -61,7 +66,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iter
 @pytest.mark.parametrize("path", [page for page in PAGES if page != TUTORIAL and blocks_of(page)], ids=name_of)
 def test_every_block_of(path: Path, page: Page) -> None:
     for block in blocks_of(path):
-        if (path, block.language) != (README, "python"):  # `test_readme` tries each of them, in a project of its own
+        if block.language != "python" or not has_its_own_test(path):
             page.try_(block)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import load_command_class
 from django.core.management.base import BaseCommand, DjangoHelpFormatter
@@ -22,7 +23,6 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from pgwerk_django import backend, checks, conf, registry, signals
-from pgwerk_django.models import Job, Process, Queue, Schedule
 from pgwerk_django.scheduler import Scheduler
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
@@ -168,31 +168,50 @@ def checks_reference() -> str:
     found: dict[str, list[str]] = {}
     parsed = [ast.parse(inspect.getsource(module)) for module in (checks, backend)]
     for function in (each for tree in parsed for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)):
-        for call in ast.walk(function):
-            if (
-                isinstance(call, ast.Call)
-                and isinstance(call.func, ast.Attribute)
-                and call.func.attr in ("Error", "Warning")
-            ):
-                (check_id,) = (each.value.value for each in call.keywords if each.arg == "id")
-                means = " ".join((ast.get_docstring(function) or "").split())
-                assert means, f"{function.name} has no docstring for the reference"
-                kept = found.setdefault(check_id, [call.func.attr.lower()])
-                if means not in kept:
-                    kept.append(means)
+        calls = [each for each in ast.walk(function) if isinstance(each, ast.Call) and id_of(each)]
+        for call in calls:
+            kept = found.setdefault(id_of(call), [call.func.attr.lower()])  # type: ignore[attr-defined]
+            # Of a function with several ids, what each says; of one with a single id, what the function says of it.
+            sources = [ast.get_docstring(function), message_of(call)]
+            ordered = sources if len({id_of(each) for each in calls}) == 1 else reversed(sources)
+            means = " ".join(next(filter(None, ordered), "").split()).rstrip(".")
+            assert means, f"nothing says what {id_of(call)} means: give {function.name} a docstring"
+            if means not in kept:
+                kept.append(means)
     return table(
-        ["Id", "Level", "What is checked"],
-        [[code(check_id), level, " ".join(means)] for check_id, (level, *means) in sorted(found.items())],
+        ["Id", "Level", "What is checked, or what it says"],
+        [[code(check_id), level, "; ".join(means)] for check_id, (level, *means) in sorted(found.items())],
     )
+
+
+def id_of(call: ast.Call) -> str:
+    """That of a check's message; empty for another call."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("Error", "Warning"):
+        return ""
+    return next((str(ast.literal_eval(each.value)) for each in call.keywords if each.arg == "id"), "")
+
+
+def message_of(call: ast.Call) -> str:
+    """Its text, with `…` for what is only known then; empty where all of it is."""
+    match call.args[0]:
+        case ast.Constant(value):
+            return str(value)
+        case ast.JoinedStr(parts):
+            return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+    return ""
 
 
 # -- signals
 
-_SIGNAL = re.compile(r"^(\w+) = Signal\(\)  # (.*)$", re.MULTILINE)
+# The comment behind a signal, or right above it.
+_SIGNAL = re.compile(r"^((?:# .*\n)*)(\w+) = Signal\(\)(?:  # (.*))?$", re.MULTILINE)
 
 
 def signals_reference() -> str:
-    arguments = dict(_SIGNAL.findall(inspect.getsource(signals)))
+    found = _SIGNAL.findall(inspect.getsource(signals))
+    arguments = {
+        name: behind or " ".join(line.strip("# ") for line in above.splitlines()) for above, name, behind in found
+    }
     rows = []
     for signal, (name, level) in signals._LEVELS.items():
         assert getattr(signals, name) is signal
@@ -204,7 +223,8 @@ def signals_reference() -> str:
 
 
 def tables_reference() -> str:
-    return "\n".join(part for model in (Schedule, Job, Queue, Process) for part in table_reference(model))
+    ours = [model for model in apps.get_app_config("pgwerk_django").get_models() if model._meta.managed]
+    return "\n".join(part for model in ours for part in table_reference(model))
 
 
 def table_reference(model: type[models.Model]) -> Iterator[str]:
