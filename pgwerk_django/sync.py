@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from pgwerk_django import signals, targets
+from pgwerk_django.exceptions import shown
 from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
 from pgwerk_django.registry import Definition, Registry, differences
 
@@ -36,7 +37,7 @@ class Difference:
 
 def check_on_unregistered(value: str) -> str:
     if value not in ON_UNREGISTERED:
-        raise ValueError(f"on_unregistered must be one of {', '.join(ON_UNREGISTERED)}, got {value!r}")
+        raise ValueError(f"on_unregistered must be one of {', '.join(ON_UNREGISTERED)}, got {shown(value)}")
     return value
 
 
@@ -174,4 +175,4 @@ def _reconcile(orphans: ScheduleQuerySet, on_unregistered: str) -> None:
     if on_unregistered == "delete":
         orphans.delete()
     else:
-        orphans.pause(by=SYNC, reason=ORPHANED)
+        orphans.pause_by_sync(ORPHANED)
