@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from pgwerk_django import conf
 from pgwerk_django import registry as declared
+from pgwerk_django.exceptions import shown
 from pgwerk_django.framework import framework
 
 # In OPTIONS, for all tasks of an alias: what `jobs.enqueue` takes for each job.
@@ -66,6 +67,8 @@ class PgwerkBackend(framework("backends.base").BaseTaskBackend):  # type: ignore
         from pgwerk_django.targets.results import result_of, task_of
 
         missing = framework("exceptions").TaskResultDoesNotExist
+        if not isinstance(result_id, str | uuid.UUID):
+            raise missing(shown(result_id))
         try:
             job = Job.objects.using(conf.current().DATABASE).get(pk=uuid.UUID(str(result_id)), target="worker")
         except (ValueError, Job.DoesNotExist) as error:
@@ -104,7 +107,7 @@ class PgwerkBackend(framework("backends.base").BaseTaskBackend):  # type: ignore
     def _problems(self) -> list[str]:
         where = f"TASKS[{self.alias!r}]['OPTIONS']"
         if not isinstance(self.options, Mapping):
-            return [f"{where} must be a dictionary, got {self.options!r:.80}"]
+            return [f"{where} must be a dictionary, got {shown(self.options)}"]
         found = []
         for name, value in self.options.items():
             if name not in OPTIONS:

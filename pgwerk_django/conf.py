@@ -11,6 +11,8 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
+from pgwerk_django.exceptions import shown
+
 DAY = 24 * 60 * 60
 
 
@@ -139,7 +141,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
 def _given() -> Mapping[str, object]:
     given = getattr(settings, "PGWERK", {})
     if not isinstance(given, Mapping):
-        raise ImproperlyConfigured(f"PGWERK must be a dictionary, got {given!r:.80}")
+        raise ImproperlyConfigured(f"PGWERK must be a dictionary, got {shown(given)}")
     return given
 
 
@@ -147,7 +149,7 @@ def _read(name: str, value: object) -> Any:
     try:
         return _READERS[name](value)
     except _Bad as bad:
-        raise ImproperlyConfigured(f"PGWERK[{name!r}] must be {bad}, got {value!r:.80}") from None
+        raise ImproperlyConfigured(f"PGWERK[{name!r}] must be {bad}, got {shown(value)}") from None
 
 
 @functools.cache
@@ -164,7 +166,8 @@ def problems() -> list[str]:
     except ImproperlyConfigured as error:
         return [str(error)]
     known = [field.name for field in fields(Conf)]
-    found = [f"PGWERK[{name!r}] is unknown: expected one of {', '.join(known)}" for name in given if name not in known]
+    unknown = [shown(name) for name in given if name not in known]
+    found = [f"PGWERK[{name}] is unknown: expected one of {', '.join(known)}" for name in unknown]
     for name in (name for name in known if name in given):
         try:
             _read(name, given[name])

@@ -18,7 +18,6 @@ import copy
 import functools
 import itertools
 import re
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from types import MappingProxyType
@@ -26,6 +25,8 @@ from typing import NamedTuple, TypeAlias, cast
 from zoneinfo import ZoneInfo, available_timezones
 
 from croniter import croniter
+
+from pgwerk_django.exceptions import shown
 
 MAX_LENGTH = 200
 ALIASES = {
@@ -48,25 +49,6 @@ _DAYS_IN_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 # An interval job that only ever names times inside the yearly gap has no due time. The calendar repeats after 400 years,
 # so after as many gaps in a row there is nothing left to find.
 _MOST_GAPS = 400
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 60
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """A value as an error message shows it: cut short, and never walked through to its end."""
-    if isinstance(value, str | bytes):
-        return repr(value[:limit]) + ("..." if len(value) > limit else "")
-    # Python refuses to print an integer of more than 4300 digits.
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    if value is None or isinstance(value, int | float | timedelta | datetime):
-        return repr(value)
-    try:
-        return _short.repr(value)
-    except ValueError:  # such an integer somewhere inside
-        return f"a value of type {type(value).__name__!r}"
 
 
 # --- The text ---------------------------------------------------------------------------------------------------------

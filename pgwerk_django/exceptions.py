@@ -1,5 +1,32 @@
 """Everything this package raises on purpose beyond `ValueError`, `TypeError` and `Schedule.DoesNotExist`."""
 
+import datetime as dt
+import reprlib
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+LONGEST_SHOWN = 300  # of a list of long texts
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value as an error message shows it: in one line, cut short, and never walked through to its end."""
+    if isinstance(value, str | bytes):
+        return repr(value[:limit]) + ("..." if len(value) > limit else "")
+    # Python refuses to print an integer of more than 4300 digits.
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        is_short = value is None or isinstance(value, int | float | dt.timedelta | dt.datetime)
+        text = repr(value) if is_short else _short.repr(value)
+    except Exception:  # noqa: BLE001  # such an integer somewhere inside; and any class has a `__repr__` of its own
+        return f"a value of type {type(value).__name__!r}"
+    return in_one_line(text[:LONGEST_SHOWN])
+
+
+def in_one_line(text: str) -> str:
+    """With what would break the line, or turn it around, as Python escapes it."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
 
 class PgwerkError(Exception):
     """The base of our own errors."""

@@ -29,11 +29,14 @@ FIRST_BACKOFF = 10  # seconds before the second attempt, where the schedule says
 LONGEST_BACKOFF = 3600
 
 
-def backoff_before(attempt: int, backoff: int | list[int] | None) -> float:
-    """Seconds from the failed attempt number `attempt` to the next: as the schedule says, else doubling, with jitter."""
-    if isinstance(backoff, list):
-        return backoff[min(attempt, len(backoff)) - 1]
-    if backoff is not None:
+def backoff_before(attempt: int, backoff: Any) -> float:
+    """Seconds from the failed attempt number `attempt` to the next: as the schedule says, else doubling, with jitter.
+
+    What another program wrote there, and makes no sense, says nothing.
+    """
+    if isinstance(backoff, list) and backoff:
+        backoff = backoff[min(attempt, len(backoff)) - 1]
+    if isinstance(backoff, int | float) and not isinstance(backoff, bool) and 0 <= backoff <= registry.LARGEST_INTEGER:
         return backoff
     ceiling: int = min(FIRST_BACKOFF * 2 ** min(attempt - 1, 20), LONGEST_BACKOFF)
     return ceiling * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, guards nothing

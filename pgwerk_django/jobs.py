@@ -13,10 +13,13 @@ from django.db.models.functions import Now
 
 from pgwerk_django import conf, spans
 from pgwerk_django import registry as declared
+from pgwerk_django.exceptions import shown
 from pgwerk_django.models import Job, Kind, Queue, Status, atomic, random_key
+from pgwerk_django.text import text
 
 LONGEST_KEY = 255
 LONGEST_NOTE = 200
+LARGEST_NUMBER = 2**53  # which JSON, and whoever reads it, still has exactly
 
 _running: contextvars.ContextVar["CurrentJob | None"] = contextvars.ContextVar("pgwerk_job", default=None)
 
@@ -54,11 +57,11 @@ class CurrentJob:
             if value is None and name == "total":
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {value!r:.80}")
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be 0 or more, got {value!r:.80}")
+                raise TypeError(f"{name} must be a number, got {shown(value)}")
+            if not 0 <= value <= LARGEST_NUMBER:
+                raise ValueError(f"{name} must be from 0 to 2**53, got {shown(value)}")
         if not isinstance(note, str):
-            raise TypeError(f"note must be a string, got {note!r:.80}")
+            raise TypeError(f"note must be a string, got {shown(note)}")
         self._report({"done": done, "total": total, "note": declared.json_value(note[:LONGEST_NOTE], "note")})
 
     def clock(self) -> dt.datetime:
@@ -168,12 +171,13 @@ def enqueue_many(
     whose key exists already are not.
     """
     if "_key" in options:
-        raise TypeError(f"enqueue_many() takes _keys, one for each call, got _key={options['_key']!r:.80}")
-    jobs = [
-        _job(func, [], call, options) if isinstance(call, Mapping) else _job(func, _positional(call), {}, options)
-        for call in calls
-    ]
-    keys = [random_key() for _ in jobs] if _keys is None else [_read_key(key, "_keys") for key in _keys]
+        raise TypeError(f"enqueue_many() takes _keys, one for each call, got _key={shown(options['_key'])}")
+    jobs = [_job(func, *_arguments(call), options) for call in _iterated(calls, "calls")]
+    keys = (
+        [random_key() for _ in jobs]
+        if _keys is None
+        else [_read_key(key, "_keys") for key in _iterated(_keys, "_keys")]
+    )
     if len(keys) != len(jobs):
         raise ValueError(f"_keys must have one key for each of the {len(jobs)} calls, got {len(keys)}")
     _check_one(_delay, _at)
@@ -216,7 +220,8 @@ def pause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
 
 def resume_queue(name: str, *, by: str = "") -> bool:
     """End such a pause. Whether there was one."""
-    return Queue.objects.using(conf.current().DATABASE).filter(name=name).resume(by=by) > 0
+    queues = Queue.objects.using(conf.current().DATABASE)
+    return queues.filter(name=declared.queue(name, "name")).resume(by=by) > 0
 
 
 async def apause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
@@ -251,7 +256,7 @@ def _job(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Map
     unknown = [key for key in [*kwargs, *options] if key.startswith("_") and (key in kwargs or key not in _OPTIONS)]
     if unknown or options.keys() - _OPTIONS.keys():
         name = unknown[0] if unknown else min(options.keys() - _OPTIONS.keys())
-        raise TypeError(f"{name!r} is not an option of enqueue()")
+        raise TypeError(f"{shown(name)} is not an option of enqueue()")
     return _job_of_call(func, args, kwargs, options)
 
 
@@ -291,19 +296,28 @@ _OPTIONS: dict[str, Callable[[object, str], Any]] = {
 }
 
 
-def _positional(call: object) -> Sequence[Any]:
+def _iterated(values: object, option: str) -> Iterable[Any]:
+    """Text is one value, whatever Python takes it for."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{option} must be a list, got {shown(values)}")
+    return values
+
+
+def _arguments(call: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if isinstance(call, Mapping) and all(isinstance(name, str) for name in call):
+        return [], call
     if not isinstance(call, list | tuple):
-        raise TypeError(f"calls must be lists of positional or dicts of keyword arguments, got {call!r:.80}")
-    return call
+        raise TypeError(f"calls must be lists of positional or dicts of keyword arguments, got {shown(call)}")
+    return call, {}
 
 
 def _read_key(key: object, option: str) -> str:
-    return declared.text(key, option, longest=LONGEST_KEY)
+    return text(key, option, longest=LONGEST_KEY)
 
 
 def _check_one(delay: object, at: object) -> None:
     if delay is not None and at is not None:
-        raise ValueError(f"only one of _delay and _at may be given, got _delay={delay!r}, _at={at!r}")
+        raise ValueError(f"only one of _delay and _at may be given, got _delay={shown(delay)}, _at={shown(at)}")
 
 
 def _run_at(delay: object, at: object) -> Any:

@@ -23,15 +23,18 @@ from django.utils.translation import gettext_lazy as _
 from pgwerk_django import conf, signals
 from pgwerk_django.policies import Misfire, Overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interval, Once, Recurrence, Window
+from pgwerk_django.text import free_text, person
 
 HEARTBEAT = timedelta(seconds=10)
 SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
 DEAD_AFTER = timedelta(minutes=5)  # its row is deleted
 ALERTS_KEPT = timedelta(days=7)  # once they are over
 MOST_COUNTED = 10_000  # jobs of a queue: who has more need not know how many
+UNREADABLE = "this JSON cannot be read here"
 SYNC = "sync"  # `paused_by` of a pause that code may lift again
 # PostgreSQL's [[:cntrl:]] depends on the locale, so the characters are named.
-CONTROL_CHARACTERS = r"[\x01-\x1f\x7f\u0080-\u009f]"
+# And those that end a line or turn it around.
+CONTROL_CHARACTERS = r"[\x01-\x1f\x7f\u0080-\u009f\u2028-\u202e\u2066-\u2069]"
 no_control_characters = RegexValidator(
     CONTROL_CHARACTERS, _("A name may not contain control characters."), inverse_match=True
 )
@@ -88,6 +91,23 @@ class UUIDv7(models.Func):
 class RandomKey(models.Func):
     template = "gen_random_uuid()::text"
     output_field = models.CharField()
+
+
+class JSONField(models.JSONField):
+    """Django's, for rows that another program may have written: what Python cannot read is no reason to fail for who reads the rest.
+
+    To PostgreSQL a number may have 100,000 digits, and lists be 5,000 deep.
+    """
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        try:
+            return super().from_db_value(value, expression, connection)
+        except (ValueError, RecursionError) as error:
+            return {UNREADABLE: f"{type(error).__name__}: {error}"}
+
+    def deconstruct(self) -> Any:
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.JSONField", args, kwargs
 
 
 class Origin(models.TextChoices):
@@ -210,19 +230,27 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
 
         But a pause by sync, which a deploy may lift, becomes the person's, which only a person lifts.
         """
-        free = Q(paused=False) if by == SYNC else Q(paused=False) | Q(paused_by=SYNC)
-        with self._locked(free) as (rows, names):
+        by = f"{SYNC} (a person)" if person(by) == SYNC else by  # somebody may have that name
+        return self._pause(Q(paused=False) | Q(paused_by=SYNC), reason=free_text(reason, "reason"), by=by)
+
+    def pause_by_sync(self, reason: str) -> int:
+        return self._pause(Q(paused=False), reason=reason, by=SYNC)
+
+    def _pause(self, condition: Q, *, reason: str, by: str) -> int:
+        with self._locked(condition) as (rows, names):
             rows.update(paused=True, paused_at=Coalesce("paused_at", Now()), paused_by=by, pause_reason=reason)
             return self._tell(signals.schedules_paused, names, by=by, reason=reason)
 
     def resume(self, by: str = "") -> int:
         """Fire again, planned from now (by the re-plan trigger): due times in the pause are not misfires."""
+        person(by)
         with self._locked(Q(paused=True)) as (rows, names):
             rows.update(**UNPAUSED)
             return self._tell(signals.schedules_resumed, names, by=by)
 
     def trigger(self, by: str = "") -> int:
         """Ask for one extra run now, beside the cadence. Asked again before a tick came, it is still one run."""
+        person(by)
         with self._locked(Q()) as (rows, names):
             rows.update(triggered_at=Coalesce("triggered_at", Now()), triggered_by=by)
             return self._tell(signals.schedules_triggered, names, by=by)
@@ -270,10 +298,8 @@ class Schedule(models.Model):
     function = models.CharField(_("function"), max_length=500, default="", db_default="")
     target = models.CharField(_("target"), max_length=50, default="worker", db_default="worker")
     queue = models.CharField(_("queue"), max_length=100, default="default", db_default="default")
-    args = models.JSONField(_("arguments"), default=list, db_default=Value([], models.JSONField()), blank=True)
-    kwargs = models.JSONField(
-        _("keyword arguments"), default=dict, db_default=Value({}, models.JSONField()), blank=True
-    )
+    args = JSONField(_("arguments"), default=list, db_default=Value([], models.JSONField()), blank=True)
+    kwargs = JSONField(_("keyword arguments"), default=dict, db_default=Value({}, models.JSONField()), blank=True)
     cron = models.CharField(_("cron"), max_length=200, default="", db_default="", blank=True)
     interval = models.IntegerField(_("interval"), null=True, blank=True, help_text=_("seconds"))
     timezone = models.CharField(_("time zone"), max_length=100, default=default_timezone, db_default="UTC")
@@ -292,12 +318,12 @@ class Schedule(models.Model):
     max_attempts = models.IntegerField(
         _("maximum attempts"), default=1, db_default=1, validators=[MinValueValidator(1)]
     )
-    backoff = models.JSONField(_("backoff"), null=True, blank=True)
+    backoff = JSONField(_("backoff"), null=True, blank=True)
     timeout = _seconds(verbose_name=_("timeout"), minimum=1, null=True, blank=True)
     result_ttl = _seconds(verbose_name=_("result TTL"), null=True, blank=True)
     failure_ttl = _seconds(verbose_name=_("failure TTL"), null=True, blank=True)
     start_within = _seconds(verbose_name=_("start within"), null=True, blank=True)  # 0: until its next due time
-    meta = models.JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()), blank=True)
+    meta = JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()), blank=True)
     description = models.TextField(_("description"), default="", db_default="", blank=True)
 
     origin = models.CharField(
@@ -493,7 +519,9 @@ class JobQuerySet(models.QuerySet["Job"]):
         With `force` it is stopped: at once where Python can raise in it, else by the end of the process that runs it.
         How many there were of either.
         """
-        why = ": ".join(filter(None, [f"cancelled by {by}" if by else "cancelled", reason]))
+        why = ": ".join(
+            filter(None, [f"cancelled by {person(by)}" if by else "cancelled", free_text(reason, "reason")])
+        )
         waits = Q(status=Status.READY)
         with atomic(self.db):
             keys = self._change(
@@ -517,7 +545,7 @@ class JobQuerySet(models.QuerySet["Job"]):
             keys = self._change(
                 Q(status__in=[Status.FAILED, Status.CANCELLED]),
                 status=Status.READY,
-                reason=f"retried by {by}" if by else "",
+                reason=f"retried by {person(by)}" if by else "",
                 run_at=Now(),
                 max_attempts=Greatest("max_attempts", F("attempt") + 1),
                 errors=RawSQL(_KEEP_ERROR, (), models.JSONField()),  # noqa: S611  no parameters
@@ -634,16 +662,16 @@ class Job(models.Model):
     target = models.CharField(_("target"), max_length=50, default="worker", db_default="worker")
     queue = models.CharField(_("queue"), max_length=100, default="default", db_default="default")
     priority = models.IntegerField(_("priority"), default=0, db_default=0)
-    args = models.JSONField(_("arguments"), default=list, db_default=Value([], models.JSONField()))
-    kwargs = models.JSONField(_("keyword arguments"), default=dict, db_default=Value({}, models.JSONField()))
-    meta = models.JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()))
+    args = JSONField(_("arguments"), default=list, db_default=Value([], models.JSONField()))
+    kwargs = JSONField(_("keyword arguments"), default=dict, db_default=Value({}, models.JSONField()))
+    meta = JSONField(_("meta"), default=dict, db_default=Value({}, models.JSONField()))
     status = models.CharField(
         _("status"), max_length=10, choices=Status, default=Status.READY, db_default=Status.READY.value
     )
     reason = models.TextField(_("reason"), default="", db_default="", blank=True)
     attempt = models.IntegerField(_("attempt"), default=0, db_default=0)
     max_attempts = models.IntegerField(_("maximum attempts"), default=1, db_default=1)
-    backoff = models.JSONField(_("backoff"), null=True, blank=True)
+    backoff = JSONField(_("backoff"), null=True, blank=True)
     claims = models.IntegerField(_("claims"), default=0, db_default=0)
     timeout = models.IntegerField(_("timeout"), null=True, blank=True)
     result_ttl = models.IntegerField(_("result TTL"), null=True, blank=True)
@@ -667,11 +695,11 @@ class Job(models.Model):
     )
     worker_name = models.CharField(_("worker name"), max_length=300, default="", db_default="", blank=True)
     external_id = models.CharField(_("external id"), max_length=255, default="", db_default="", blank=True)
-    result = models.JSONField(_("result"), null=True, blank=True)
+    result = JSONField(_("result"), null=True, blank=True)
     error = models.TextField(_("error"), default="", db_default="", blank=True)
     exception = models.TextField(_("exception"), default="", db_default="", blank=True)  # the dotted path of its class
-    errors = models.JSONField(_("errors of earlier attempts"), default=list, db_default=Value([], models.JSONField()))
-    progress = models.JSONField(_("progress"), null=True, blank=True)
+    errors = JSONField(_("errors of earlier attempts"), default=list, db_default=Value([], models.JSONField()))
+    progress = JSONField(_("progress"), null=True, blank=True)
     cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True, blank=True)
     cancel_forced = models.BooleanField(_("cancel forced"), default=False, db_default=False)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
@@ -785,13 +813,13 @@ class QueueQuerySet(models.QuerySet["Queue"]):
         return self._tell(
             signals.queues_paused,
             Q(paused=False),
-            {"paused": True, "paused_at": Now(), "paused_by": by, "pause_reason": reason},
+            {"paused": True, "paused_at": Now(), "paused_by": person(by), "pause_reason": free_text(reason, "reason")},
             by=by,
             reason=reason,
         )
 
     def resume(self, *, by: str = "") -> int:
-        return self._tell(signals.queues_resumed, Q(paused=True), UNPAUSED, by=by)
+        return self._tell(signals.queues_resumed, Q(paused=True), UNPAUSED, by=person(by))
 
     def _tell(self, signal: Any, condition: Q, columns: dict[str, Any], **event: str) -> int:
         with atomic(self.db):
@@ -880,11 +908,11 @@ class Process(models.Model):
     host = models.CharField(_("host"), max_length=255, default="", db_default="")
     pid = models.IntegerField(_("pid"), default=0, db_default=0)
     version = models.CharField(_("version"), max_length=50, default="", db_default="")
-    queues = models.JSONField(_("queues"), default=list, db_default=Value([], models.JSONField()))
+    queues = JSONField(_("queues"), default=list, db_default=Value([], models.JSONField()))
     started_at = models.DateTimeField(_("started at"), db_default=Now())
     heartbeat_at = models.DateTimeField(_("heartbeat at"), db_default=Now())
     last_tick_at = models.DateTimeField(_("last tick at"), null=True, blank=True)
-    stats = models.JSONField(_("stats"), default=dict, db_default=Value({}, models.JSONField()))
+    stats = JSONField(_("stats"), default=dict, db_default=Value({}, models.JSONField()))
 
     objects = ProcessQuerySet.as_manager()
 
@@ -895,6 +923,11 @@ class Process(models.Model):
 
     def __str__(self) -> str:
         return f"{self.role} {self.host}:{self.pid}"
+
+    @property
+    def served(self) -> list[str]:
+        """Names of queues; none: all of them."""
+        return list(map(str, self.queues)) if isinstance(self.queues, list) else []
 
     @classmethod
     def here(cls, role: str, *, version: str, queues: Sequence[str] = ()) -> Self:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pgwerk_django import cron
+from pgwerk_django.exceptions import shown
 
 YEAR = 365 * 24 * 60 * 60
 LONGEST_INTERVAL = 10 * YEAR
@@ -22,10 +23,10 @@ def seconds(value: object, option: str, *, minimum: int = 0, maximum: int | None
         return value
     # True is an int to Python; to a person who writes `timeout=True` it is no number of seconds.
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
-        raise TypeError(f"{option} must be {_wanted(minimum, maximum)}, or a timedelta, got {cron.shown(value)}")
+        raise TypeError(f"{option} must be {_wanted(minimum, maximum)}, or a timedelta, got {shown(value)}")
     whole = _whole(value)
     if whole is None or whole < minimum or (maximum is not None and whole > maximum):
-        raise ValueError(f"{option} must be {_wanted(minimum, maximum)}, got {cron.shown(value)}")
+        raise ValueError(f"{option} must be {_wanted(minimum, maximum)}, got {shown(value)}")
     return whole
 
 

@@ -12,19 +12,19 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from django.conf import settings
 
-from pgwerk_django.cron import shown, zone
+from pgwerk_django.cron import zone
+from pgwerk_django.exceptions import shown
 from pgwerk_django.policies import Misfire, Overlap, default_overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, seconds
+from pgwerk_django.text import LONGEST_NAME, free_text, text
 
 Function = TypeVar("Function")
 
-LONGEST_NAME = 200
 LONGEST_QUEUE = 100
 LONGEST_FUNCTION = 500
 LARGEST_INTEGER = 2**31 - 1
-# Control characters, and halves of surrogate pairs, which have no UTF-8.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
+LARGEST_JSON = 16 * 2**20  # characters; PostgreSQL's own limit is 256 MB, and it takes those of many jobs at once
+DEEPEST_JSON = 100
 
 
 def path_of(func: object) -> str:
@@ -79,14 +79,6 @@ def check_arguments(func: Any, args: Sequence[object], kwargs: Mapping[str, obje
 # -- options: each reader takes what a person wrote and gives what the column holds --------------------------------
 
 
-def text(value: object, option: str, *, longest: int) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{option} must be a string, got {shown(value)}")
-    if not value or len(value) > longest or _UNPRINTABLE.search(value):
-        raise ValueError(f"{option} must have 1 to {longest} characters and no control characters, got {shown(value)}")
-    return value
-
-
 def name(value: object, option: str) -> str:
     return text(value, option, longest=LONGEST_NAME)
 
@@ -109,14 +101,6 @@ def _start_within(value: object, option: str) -> int | None:
     return duration(value, option)
 
 
-def free_text(value: object, option: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{option} must be a string, got {shown(value)}")
-    if _UNSTORABLE.search(value):
-        raise ValueError(f"{option} must not contain a NUL character or half a surrogate pair, got {shown(value)}")
-    return value
-
-
 # An odd number of backslashes before it: an escape, not a backslash that the text itself holds.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -134,7 +118,10 @@ def plain(value: object) -> object:
 
 
 def json_value(value: object, option: str, *, default: Callable[[object], object] | None = None) -> Any:
-    """The value as JSON gives it back: what is compared, stored and handed to the function are then the same."""
+    """The value as JSON gives it back: what is compared, stored and handed to the function are then the same.
+
+    What would be too deep for Python, or too large for PostgreSQL, where it is read later on, is refused here.
+    """
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=default)
         text.encode()  # refuses half of a surrogate pair
@@ -145,9 +132,25 @@ def json_value(value: object, option: str, *, default: Callable[[object], object
         raise kind(
             f"{option} must be JSON (text, numbers, booleans, None, lists, dicts), got {shown(value)}: {error}"
         ) from None
+    if len(text) > LARGEST_JSON:
+        raise ValueError(f"{option} must be at most {LARGEST_JSON} characters of JSON, got {len(text)}: {shown(value)}")
     if _NUL.search(text):
         raise ValueError(f"{option} must not contain a NUL character, got {shown(value)}")
-    return json.loads(text)
+    read = json.loads(text)
+    if _is_deeper(read, DEEPEST_JSON):
+        raise ValueError(f"{option} must be nested at most {DEEPEST_JSON} deep, got {shown(value)}")
+    return read
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Level by level, so that nothing here is as deep as the value."""
+    level = [value]
+    for _ in range(depth):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        if not inner:
+            return False
+        level = [each for values in inner for each in values]
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def json_args(value: object, option: str) -> list[Any]:
@@ -193,7 +196,10 @@ def instant(value: object, option: str) -> dt.datetime | None:
         return None
     if not isinstance(value, dt.datetime):
         raise TypeError(f"{option} must be a datetime, got {shown(value)}")
-    aware = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
+    try:
+        aware = value if value.utcoffset() is not None else value.replace(tzinfo=dt.UTC)
+    except Exception as error:  # whatever somebody's class of time zones raises
+        raise ValueError(f"{option} must have a time zone that knows its offset, got {shown(value)}") from error
     earliest, latest = EXPRESSIBLE
     if not earliest <= aware <= latest:
         raise ValueError(f"{option} must lie in the years {earliest.year} to {latest.year - 1}, got {shown(value)}")
@@ -320,7 +326,7 @@ def unknown_option(given: str, value: object) -> TypeError:
     """The error for a name that is none, with the one that was probably meant."""
     near = [f"_{given}"] if f"_{given}" in OPTIONS else difflib.get_close_matches(given, _OPTIONS, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(_OPTIONS)}"
-    return TypeError(f"{given!r} is not an option ({hint}), got {given}={shown(value)}")
+    return TypeError(f"{shown(given)} is not an option ({hint}), got {shown(value)}")
 
 
 def read_options(options: Mapping[str, object]) -> dict[str, Any]:

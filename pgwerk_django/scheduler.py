@@ -16,6 +16,7 @@ import pgwerk_django
 from pgwerk_django import conf, signals, targets
 from pgwerk_django import registry as declared
 from pgwerk_django.alerts import Watch
+from pgwerk_django.exceptions import shown
 from pgwerk_django.handover import HandOver, hand_over
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
 from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
@@ -30,6 +31,7 @@ from pgwerk_django.models import (
 )
 from pgwerk_django.registry import Options
 from pgwerk_django.sync import AT_ONCE, Difference, check_on_unregistered, stand_by, synchronise
+from pgwerk_django.text import free_text
 from pgwerk_django.tick import tick
 
 Function = TypeVar("Function")
@@ -201,7 +203,7 @@ class Scheduler:
 
     def unregister(self, name: str) -> bool:
         """Take a declaration back, before `sync`; whether there was one."""
-        return declared.registry.remove(name)
+        return declared.registry.remove(free_text(name, "name"))
 
     def sync(self) -> tuple[int, int, list[str]]:
         """Make the rows equal to what code declares: how many were inserted, how many updated, which orphans were reconciled."""
@@ -349,19 +351,19 @@ class Scheduler:
 
     def delete(self, name: str) -> bool:
         """Delete a schedule; whether there was one. What it has run stays on record."""
-        return self._schedules.filter(name=name).delete()[0] > 0
+        return self._schedules.filter(name=free_text(name, "name")).delete()[0] > 0
 
     def get(self, name: str) -> Schedule | None:
-        return self._schedules.filter(name=name).first()
+        return self._schedules.filter(name=free_text(name, "name")).first()
 
     def list_schedules(self) -> list[Schedule]:
         """All of them, by name."""
         return list(self._schedules.order_by("name"))
 
     def _named(self, name: str, among: ScheduleQuerySet | None = None) -> ScheduleQuerySet:
-        found = (self._schedules if among is None else among).filter(name=name)
+        found = (self._schedules if among is None else among).filter(name=free_text(name, "name"))
         if not found.exists():
-            raise Schedule.DoesNotExist(f"there is no schedule named {name!r}")
+            raise Schedule.DoesNotExist(f"there is no schedule named {shown(name)}")
         return found
 
     # -- the async twins

@@ -100,6 +100,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
 
 ALL_QUEUES = "(all)"  # in `process_started`, of a worker that names none
 MOST_LISTED = 5  # names in one line
+LONGEST_VALUE = 2000  # characters; an error has no more
 _PLAIN = re.compile(r"[\w.@:#+/-]+", re.ASCII)
 
 
@@ -159,6 +160,8 @@ def send_listen_failed(error: Exception) -> None:
 def _text(value: object) -> str:
     """One word a log reader can split on: quoted when it is not, so that no value can forge a line."""
     text = _listed(value) if type(value) is list else str(value)
+    if len(text) > LONGEST_VALUE:
+        text = f"{text[:LONGEST_VALUE]}..."
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
@@ -168,7 +171,7 @@ def _is_empty(value: object) -> bool:
 
 def _listed(values: list[object]) -> str:
     shown, rest = values[:MOST_LISTED], len(values) - MOST_LISTED
-    return ",".join(map(str, shown)) + (f" and {rest} more" if rest > 0 else "")
+    return ",".join(str(value)[:LONGEST_VALUE] for value in shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def log_line(signal: Signal, **event: Any) -> None:

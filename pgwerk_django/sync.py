@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from pgwerk_django import signals, targets
+from pgwerk_django.exceptions import shown
 from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
 from pgwerk_django.registry import Definition, Registry, differences
 
@@ -38,7 +39,7 @@ class Difference:
 
 def check_on_unregistered(value: str) -> str:
     if value not in ON_UNREGISTERED:
-        raise ValueError(f"on_unregistered must be one of {', '.join(ON_UNREGISTERED)}, got {value!r}")
+        raise ValueError(f"on_unregistered must be one of {', '.join(ON_UNREGISTERED)}, got {shown(value)}")
     return value
 
 
@@ -224,5 +225,5 @@ def _reconcile(orphans: ScheduleQuerySet, names: list[str], on_unregistered: str
     if on_unregistered == "delete":
         rows.delete()
     else:
-        rows.pause(by=SYNC, reason=ORPHANED)
+        rows.pause_by_sync(ORPHANED)
     signals.send(signals.schedules_orphaned, using=using, names=names, on_unregistered=on_unregistered)

@@ -14,7 +14,7 @@ from django.dispatch import Signal
 
 from pgwerk_django import conf, cron, signals
 from pgwerk_django import registry as declared
-from pgwerk_django.exceptions import TooManyJobs
+from pgwerk_django.exceptions import TooManyJobs, shown
 from pgwerk_django.handover import senders
 from pgwerk_django.inline import Inline
 from pgwerk_django.models import Job, Kind, Schedule, Status, database_now, instant
@@ -64,7 +64,7 @@ def run_jobs(
     as are attempts after a back-off. `raising` is as in `run_due`. Raises `TooManyJobs` rather than run more than `max_jobs`.
     """
     if isinstance(queues, str):
-        raise TypeError(f"queues must be a list of names, got {queues!r:.80}")
+        raise TypeError(f"queues must be a list of names, got {shown(queues)}")
     return Inline(using=conf.current().DATABASE, now=_aware(now)).work(
         queues=queues, max_jobs=max_jobs, raising=raising
     )

@@ -285,3 +285,13 @@ def exit_at_once() -> None:
 
 
 not_a_function = 42
+
+
+def returns_too_much() -> str:
+    return "x" * (17 * 2**20)
+
+
+def says_too_much() -> None:
+    job = current_job()
+    assert job is not None
+    job.progress(10**5000)

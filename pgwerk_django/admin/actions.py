@@ -11,7 +11,7 @@ from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.options import get_content_type_for_model
 from django.contrib.auth import get_permission_codename
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -53,6 +53,11 @@ class ActingPage(Page):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Django passes over an action that is not the user's to take; whoever posts one should hear of it."""
+        try:
+            for pk in request.POST.getlist(helpers.ACTION_CHECKBOX_NAME):
+                self.opts.pk.to_python(pk)
+        except ValidationError as error:
+            raise BadRequest("that is no row's number") from error
         needed = {action.name: action.permission or action.name for action in self.acts}
         if not all(self.may(request, needed[name]) for name in request.POST.getlist("action") if name in needed):
             raise PermissionDenied

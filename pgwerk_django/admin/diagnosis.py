@@ -130,7 +130,7 @@ def _of_workers(row: Any, around: Surroundings) -> Iterator[Finding]:
     if row.target != "worker":
         yield from _of_handover(row, around)
         return
-    serving = [p for p in around.processes if p.role == "worker" and (not p.queues or row.queue in p.queues)]
+    serving = [p for p in around.processes if p.role == "worker" and (not p.served or row.queue in p.served)]
     if not serving:
         words = gettext("No live worker serves the queue %(queue)s: its jobs wait.")
         yield Finding("bad", words % {"queue": row.queue})

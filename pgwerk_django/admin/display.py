@@ -110,7 +110,7 @@ def shown_progress(progress: Any) -> str:
     if not isinstance(progress, dict):
         return EMPTY if progress is None else shown_json(progress)
     done, total, said = progress.get("done"), progress.get("total"), progress.get("note")
-    numbers = [number for number in (done, total) if isinstance(number, int | float) and not isinstance(number, bool)]
+    numbers = [number for number in (done, total) if _is_number(number)]
     words = " / ".join(f"{number:g}" for number in numbers)
     bar: str | SafeString = ""
     if len(numbers) == 2 and numbers[1] > 0:
@@ -120,6 +120,11 @@ def shown_progress(progress: Any) -> str:
         )
     said = Truncator(str(said)).chars(200) if said else ""
     return format_html('<span class="pgwerk-progress">{} {}</span> {}', bar, words, note(said) if said else "")
+
+
+def _is_number(value: Any) -> bool:
+    # An integer may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def shorten(text: str, length: int = 80) -> SafeString:

@@ -154,7 +154,7 @@ class OverviewAdmin(Page):
             "state": chip("alive", gettext("Alive")) if alive else chip("silent", gettext("Silent")),
             "heartbeat": relative(process.heartbeat_at, process.judged_at),
             "version": process.version,
-            "queues": ", ".join(map(str, process.queues)) or (gettext("all") if process.role == "worker" else ""),
+            "queues": ", ".join(process.served) or (gettext("all") if process.role == "worker" else ""),
             "offset": offset,
         }
 
@@ -290,11 +290,11 @@ def queues_of(live: Sequence[Process], using: str) -> Iterable[QueueState]:
     running = {row[0]: row[2] for row in rows if row[1] == Status.RUNNING}
     paused = {queue.name: queue for queue in Queue.objects.using(using).filter(paused=True)}
     workers = [process for process in live if process.role == "worker"]
-    named = {str(name) for process in workers for name in process.queues}
+    named = {name for process in workers for name in process.served}
     states = []
     for name in waiting.keys() | running.keys() | paused.keys() | named:
         now, later, oldest = waiting.get(name, (0, 0, None))
-        serving = sum(not process.queues or name in process.queues for process in workers)
+        serving = sum(not process.served or name in process.served for process in workers)
         states.append(QueueState(name, now, later, oldest, running.get(name, 0), serving, paused.get(name)))
     far = dt.datetime.max.replace(tzinfo=dt.UTC)
     return sorted(states, key=lambda queue: (queue.oldest or far, queue.name))

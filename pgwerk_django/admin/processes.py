@@ -14,13 +14,14 @@ from pgwerk_django.admin.display import EMPTY, chip, moment, shown_json, span
 from pgwerk_django.admin.pages import ReadOnlyPage, column
 from pgwerk_django.models import SILENT_AFTER, Process
 
+LAST_CLOCK = 1e12  # any later one is no clock
 CLOCK_IS_OFF = 2.0  # seconds, from which on the difference is no longer the network's
 
 
 def clock_offset(process: Any) -> str:
     """How far the host's clock was from PostgreSQL's at its last heartbeat. Due-ness does not depend on it; log lines do."""
     clock = process.stats.get("clock") if isinstance(process.stats, dict) else None
-    if not isinstance(clock, int | float):
+    if not isinstance(clock, int | float) or not 0 <= clock < LAST_CLOCK:
         return EMPTY
     offset = clock - process.heartbeat_at.timestamp()
     if abs(offset) < CLOCK_IS_OFF:
@@ -61,7 +62,7 @@ class ProcessAdmin(ReadOnlyPage):
 
     @admin.display(description=_("queues"))
     def shown_queues(self, process: Process) -> str:
-        return ", ".join(map(str, process.queues)) or EMPTY
+        return ", ".join(process.served) or EMPTY
 
     @admin.display(description=_("heartbeat"), ordering="heartbeat_at")
     def shown_heartbeat(self, process: Any) -> str:

@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import Iterator
 
 from pgwerk_django import registry as declared
-from pgwerk_django.exceptions import SourceUnreadable
+from pgwerk_django.exceptions import SourceUnreadable, shown
 from pgwerk_django.importers import beat, beat_settings, beat_tables, crontab, entries, json_file
 from pgwerk_django.importers.entries import Entry, Found, Note
 from pgwerk_django.importers.report import Report
@@ -21,7 +21,7 @@ def import_text(text: str, *, timezone: str | None, using: str, dry_run: bool) -
     now = database_now(using)
     is_json = text.lstrip().startswith("{")
     if is_json and timezone:
-        raise SourceUnreadable(f"its schedules say their zones themselves, got the time zone {timezone!r}")
+        raise SourceUnreadable(f"its schedules say their zones themselves, got the time zone {shown(timezone)}")
     found = json_file.read(text, now=now) if is_json else crontab.read(text, now=now, timezone=timezone)
     report = entries.write(found, using=using, now=now, dry_run=dry_run)
     report.hint = "" if is_json else crontab.HINT

@@ -14,6 +14,7 @@ from pgwerk_django.registry import Definition
 from pgwerk_django.targets import target_of
 from pgwerk_django.targets.base import found_at
 from pgwerk_django.targets.celery import DEFAULT_QUEUE, current_app
+from pgwerk_django.text import text
 
 NAME = "django-celery-beat"
 HINT = "stop celery beat before the import, and start runscheduler after it: what beat sends later, both send"
@@ -25,7 +26,7 @@ _DAY, _WEEKDAY = 2, 4
 
 def definition_of(name: str, task: object, options: Mapping[str, object], *, once: bool = False) -> Definition:
     """Celery's own, unless what stands at the task's name is of another kind by now."""
-    function = declared.text(task, "task", longest=declared.LONGEST_FUNCTION)
+    function = text(task, "task", longest=declared.LONGEST_FUNCTION)
     try:
         target = target_of(found_at(function)).name
     except FunctionNotFound:  # Celery sends it by its name, to workers that know it

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.conf import settings
 
-from pgwerk_django.cron import shown, zone
-from pgwerk_django.exceptions import TargetUnavailable
+from pgwerk_django.cron import zone
+from pgwerk_django.exceptions import TargetUnavailable, shown
 from pgwerk_django.importers.beat import crontab_text, definition_of, refuse_the_sun, zone_name
 from pgwerk_django.importers.entries import Entry, Found, attempt, planned
 from pgwerk_django.recurrence import seconds

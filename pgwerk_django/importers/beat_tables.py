@@ -12,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.dateparse import parse_datetime
 
 from pgwerk_django import registry as declared
+from pgwerk_django.exceptions import shown
 from pgwerk_django.importers.beat import FIELDS, NAME, crontab_text, definition_of, refuse_the_sun, zone_name
 from pgwerk_django.importers.entries import Entry, Found, attempt, check_once, planned
 from pgwerk_django.registry import Definition
@@ -149,4 +150,4 @@ def _json(row: Mapping[str, Any], column: str, empty: Any) -> Any:
     try:
         return json.loads(row.get(column) or "null") or empty
     except ValueError as error:
-        raise ValueError(f"its {column} must be JSON, got {row[column]!r:.80}: {error}") from None
+        raise ValueError(f"its {column} must be JSON, got {shown(row[column])}: {error}") from None

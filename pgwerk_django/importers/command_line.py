@@ -5,6 +5,8 @@ import shlex
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from pgwerk_django.exceptions import shown
+
 _QUOTED = r"""'[^']*'|"(?:\\.|[^"\\])*"|\\."""
 _TOKEN = re.compile(
     rf"""\s*(?:
@@ -85,7 +87,7 @@ def _unquoted(word: str) -> str:
     """Refuses what a shell would put something else for."""
     expanded = _SINGLE_QUOTED.sub("", word)
     if re.search(r"[$`]", expanded) or re.search(r"[*?\[]|^~", _DOUBLE_QUOTED.sub("", expanded)):
-        raise ValueError(f"it needs a shell, which puts something else for {word}: write it out")
+        raise ValueError(f"it needs a shell, which puts something else for {shown(word)}: write it out")
     return "".join(shlex.split(word)) if word else word
 
 
@@ -101,5 +103,7 @@ def _after_python(words: list[str]) -> list[str]:
 def _shown(words: list[str]) -> str:
     """Its name only: what follows may be a secret."""
     if words and _ASSIGNMENT.match(words[0]):
-        return f"{words[0].partition('=')[0]}=…"
-    return words[0] if words else "nothing"
+        return f"{words[0].partition('=')[0][:60]}=…"
+    if not words:
+        return "nothing"
+    return words[0] if len(words[0]) < 60 and words[0].isprintable() else shown(words[0])

@@ -11,10 +11,10 @@ from django.conf import settings
 from django.core.management import get_commands
 
 from pgwerk_django.cron import zone
-from pgwerk_django.exceptions import SourceUnreadable
+from pgwerk_django.exceptions import SourceUnreadable, shown
 from pgwerk_django.importers.command_line import management_command
 from pgwerk_django.importers.entries import Entry, Found, Note, attempt, judged, planned, resolved
-from pgwerk_django.registry import LONGEST_NAME
+from pgwerk_django.text import LONGEST_NAME
 
 HINT = "take these lines out of the crontab before you start runscheduler: while they are there, both run them"
 FUNCTION = "django.core.management.call_command"
@@ -50,7 +50,7 @@ def _entry(line: str, number: int, timezone: str, names: Counter[str], now: dt.d
     rule, command = _split(line)
     words, redirections = management_command(_without_percent(command))
     if words[0] not in get_commands():
-        raise ValueError(f"this project has no management command {words[0]!r}")
+        raise ValueError(f"this project has no management command {shown(words[0])}")
     options = {"cron": rule, "timezone": timezone, "args": words, "name": _name(words, names)}
     definition = resolved(judged(FUNCTION, options))
     dropped = ", ".join(redirections)

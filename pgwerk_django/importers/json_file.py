@@ -12,10 +12,10 @@ from typing import Any
 
 from pgwerk_django import registry as declared
 from pgwerk_django import targets
-from pgwerk_django.cron import shown
-from pgwerk_django.exceptions import SourceUnreadable
+from pgwerk_django.exceptions import SourceUnreadable, shown
 from pgwerk_django.importers.entries import Entry, Found, attempt, judged, planned
 from pgwerk_django.models import Origin, Schedule
+from pgwerk_django.text import free_text, text
 
 VERSION = 1
 INSTANTS = ("starts_at", "ends_at")
@@ -62,11 +62,11 @@ _MACHINE: dict[str, Callable[[object, str], Any]] = {
     "replan": _flag,
     "paused": _flag,
     "paused_at": _instant,
-    "paused_by": declared.free_text,
-    "pause_reason": declared.free_text,
+    "paused_by": free_text,
+    "pause_reason": free_text,
     "run_count": _count,
     "last_run_at": _instant,
-    "error": declared.free_text,
+    "error": free_text,
 }
 
 
@@ -108,7 +108,7 @@ def _entry(given: Any, now: dt.datetime) -> Entry:
     for column in INSTANTS:
         if column in options:
             options[column] = _instant(options[column], column)
-    function = declared.text(given.get("function"), "function", longest=declared.LONGEST_FUNCTION)
+    function = text(given.get("function"), "function", longest=declared.LONGEST_FUNCTION)
     # One that says when it runs next needs no rule of time: it is a one-off, or has ended.
     definition = _targeted(judged(function, {"name": function, **options}, once="next_run_at" in machine))
     origin = machine.pop("origin", Origin.API.value)

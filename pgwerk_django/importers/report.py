@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from pgwerk_django.cron import shown
+from pgwerk_django.exceptions import shown
 
 
 @dataclass(frozen=True)

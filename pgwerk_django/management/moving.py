@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from pgwerk_django import importers
-from pgwerk_django.exceptions import SourceUnreadable
+from pgwerk_django.exceptions import SourceUnreadable, shown
 
 
 def add_verbs(verbs: Any) -> None:
@@ -40,12 +40,13 @@ def move_in(command: BaseCommand, using: str, **options: Any) -> None:
 def _report(source: str | None, timezone: str | None, *, using: str, dry_run: bool) -> importers.Report:
     if source is None:
         if timezone:
-            raise CommandError(f"--timezone is for a crontab, and none is given, got {timezone!r}")
+            raise CommandError(f"--timezone is for a crontab, and none is given, got {shown(timezone)}")
         return importers.import_beat(using=using, dry_run=dry_run)
     try:
         return importers.import_text(_text(source), timezone=timezone, using=using, dry_run=dry_run)
-    except (OSError, UnicodeError, SourceUnreadable) as error:
-        raise CommandError(f"{source} cannot be imported: {error}") from error
+    except (OSError, UnicodeError, ValueError, SourceUnreadable) as error:
+        why = error.strerror if isinstance(error, OSError) else error  # which has the path once more
+        raise CommandError(f"{shown(source)} cannot be imported: {why}") from error
 
 
 def _text(source: str) -> str:

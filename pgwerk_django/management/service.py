@@ -16,7 +16,7 @@ import psycopg.errors
 from django.core.management.base import BaseCommand, CommandError
 from django.db import ProgrammingError
 
-from pgwerk_django.exceptions import ExtraMissing
+from pgwerk_django.exceptions import ExtraMissing, shown
 from pgwerk_django.loop import hearing
 from pgwerk_django.models import Schedule
 from pgwerk_django.worker import Worker
@@ -60,13 +60,13 @@ def seconds(text: str) -> float:
     except ValueError:
         given = -1
     if not 0 <= given < float("inf"):
-        raise ArgumentTypeError(f"must be seconds, 0 or more, got {text!r}")
+        raise ArgumentTypeError(f"must be seconds, 0 or more, got {shown(text)}")
     return given
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"must be a whole number, 1 or more, got {text!r}")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise ArgumentTypeError(f"must be a whole number, 1 or more, got {shown(text)}")
     return int(text)
 
 

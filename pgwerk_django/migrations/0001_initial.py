@@ -212,7 +212,7 @@ class Migration(migrations.Migration):
                         max_length=100,
                         validators=[
                             django.core.validators.RegexValidator(
-                                "[\\x01-\\x1f\\x7f\\u0080-\\u009f]",
+                                "[\\x01-\\x1f\\x7f\\u0080-\\u009f\\u2028-\\u202e\\u2066-\\u2069]",
                                 "A name may not contain control characters.",
                                 inverse_match=True,
                             )
@@ -254,7 +254,7 @@ class Migration(migrations.Migration):
                         max_length=200,
                         validators=[
                             django.core.validators.RegexValidator(
-                                "[\\x01-\\x1f\\x7f\\u0080-\\u009f]",
+                                "[\\x01-\\x1f\\x7f\\u0080-\\u009f\\u2028-\\u202e\\u2066-\\u2069]",
                                 "A name may not contain control characters.",
                                 inverse_match=True,
                             )
@@ -504,7 +504,10 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=models.Q(
                             models.Q(("name", ""), _negated=True),
-                            models.Q(("name__regex", "[\\x01-\\x1f\\x7f\\u0080-\\u009f]"), _negated=True),
+                            models.Q(
+                                ("name__regex", "[\\x01-\\x1f\\x7f\\u0080-\\u009f\\u2028-\\u202e\\u2066-\\u2069]"),
+                                _negated=True,
+                            ),
                         ),
                         name="pgwerk_schedule_name_text",
                     ),

@@ -8,13 +8,14 @@ cannot do.
 import dataclasses
 from typing import Any
 
-from pgwerk_django.exceptions import FunctionNotFound
-from pgwerk_django.registry import Definition, check_arguments, text
+from pgwerk_django.exceptions import FunctionNotFound, shown
+from pgwerk_django.registry import Definition, check_arguments
 from pgwerk_django.targets.base import DEMANDS, ForeignTarget, Target, found_at
 from pgwerk_django.targets.celery import CeleryTarget
 from pgwerk_django.targets.django_tasks import DjangoTasksTarget
 from pgwerk_django.targets.pgwerk import PgwerkTarget
 from pgwerk_django.targets.worker import WorkerTarget, load
+from pgwerk_django.text import text
 
 __all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "check_payload", "get", "register", "resolved", "target_of"]
 
@@ -46,7 +47,7 @@ def get(name: str) -> Target:
     if kind == DjangoTasksTarget.name and detail:
         return DjangoTasksTarget(detail)
     if name not in TARGETS:
-        raise ValueError(f"_target must be one of {', '.join(TARGETS)}, got {name!r:.80}")
+        raise ValueError(f"_target must be one of {', '.join(TARGETS)}, got {shown(name)}")
     return TARGETS[name]
 
 

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from django.utils.module_loading import import_string
 
-from pgwerk_django.cron import shown
-from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.exceptions import FunctionNotFound, shown
 from pgwerk_django.models import Job
 from pgwerk_django.policies import Overlap
 

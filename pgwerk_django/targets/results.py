@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pgwerk_django.cron import shown
-from pgwerk_django.exceptions import FunctionNotFound, JobCancelled, JobSkipped, PgwerkError
+from pgwerk_django.exceptions import FunctionNotFound, JobCancelled, JobSkipped, PgwerkError, shown
 from pgwerk_django.framework import framework
 from pgwerk_django.models import Job, Status
 from pgwerk_django.targets.base import found_at

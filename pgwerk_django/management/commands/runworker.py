@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
+from pgwerk_django.exceptions import shown
 from pgwerk_django.management.service import (
     PgwerkCommand,
     add_metrics_options,
@@ -20,7 +21,7 @@ def queue_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         # An empty variable of a shell must not come to mean every queue.
-        raise ArgumentTypeError(f"must be names of queues between commas, got {text!r}")
+        raise ArgumentTypeError(f"must be names of queues between commas, got {shown(text)}")
     return names
 
 

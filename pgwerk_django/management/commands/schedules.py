@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from pgwerk_django.exceptions import shown
 from pgwerk_django.importers import json_file
 from pgwerk_django.management import moving, probing
 from pgwerk_django.management.service import PgwerkCommand, positive, text_of, upcoming, whoami
@@ -38,7 +39,7 @@ class Command(PgwerkCommand):
             return
         every = scheduler.list_schedules()
         if unknown := set(names or ()) - {row.name for row in every}:
-            raise CommandError(f"there is no schedule named {min(unknown)!r}; 'schedules list' shows them all")
+            raise CommandError(f"there is no schedule named {shown(min(unknown))}; 'schedules list' shows them all")
         now = database_now(scheduler.using)
         chosen = [row for row in every if not names or row.name in names]
         if verb == "export":
