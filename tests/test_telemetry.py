@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pgwerk_django import execution, signals, spans, telemetry
+from pgwerk_django import child, execution, signals, spans, telemetry
 from pgwerk_django.exceptions import ExtraMissing, JobCancelled
 from pgwerk_django.handover import hand_over
 from pgwerk_django.jobs import CurrentJob, enqueue, enqueue_many
@@ -213,6 +213,19 @@ def test_a_job_that_heeds_a_cancel_has_not_erred(seen: Seen, monkeypatch: pytest
     assert span.attributes["pgwerk.job.status"] == "CANCELLED"
 
 
+def test_a_job_that_its_worker_stopped(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row says why: there may have been a timeout, or somebody."""
+
+    def stopped() -> None:
+        raise child._Stopped
+
+    monkeypatch.setattr(functions, "noop", stopped)
+    run(job(function="tests.functions.noop"))
+    (span,) = seen.spans
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "stopped by its worker")
+    assert (span.attributes or {})["error.type"] == "stopped"
+
+
 # -- where it was enqueued -------------------------------------------------------------------------------------------
 
 
@@ -356,11 +369,17 @@ def test_a_workers_processes_send_their_spans_before_they_end(manage: Any, notes
     """They send them in batches, and the worker ends them."""
     enqueue(functions.add, 1)
     enqueue(functions.fail)
+    enqueue("no.such.function")
     worker = manage("runworker", "--concurrency=1", DJANGO_SETTINGS_MODULE="tests.telemetry_settings")
-    wait_until(lambda: Job.objects.filter(status__in=["SUCCESSFUL", "FAILED"]).count() == 2)
+    wait_until(lambda: Job.objects.filter(status__in=["SUCCESSFUL", "FAILED"]).count() == 3)
     assert exported(notes) == []
     assert worker.stop() == 0
-    assert sorted(span["name"] for span in exported(notes)) == ["run tests.functions.add", "run tests.functions.fail"]
+    found = {span["name"]: span["status"]["status_code"] for span in exported(notes)}
+    assert found == {
+        "run tests.functions.add": "UNSET",
+        "run tests.functions.fail": "ERROR",
+        "run no.such.function": "ERROR",
+    }
 
 
 @pytest.mark.django_db(transaction=True)
