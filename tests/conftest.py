@@ -12,11 +12,36 @@ import psycopg
 import pytest
 import redis as redis_client
 from django.db import connection, connections
+from django.db.backends.postgresql.operations import DatabaseOperations
 
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
 from tests.processes import Started
 from tests.waiting import wait_until
+
+
+def _flush(operations: DatabaseOperations, style: Any, tables: list[str], **options: Any) -> list[str]:
+    """What Django empties the tables with after each test: TRUNCATE makes new files for every index, which takes most of a test.
+
+    The lock is TRUNCATE's: who still writes ends first. What a test has made large is truncated all the same.
+    """
+    quoted = {table: operations.quote_name(table) for table in tables}
+    with operations.connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relname = ANY(%s) AND pg_relation_size(oid) > 200000", [tables]
+        )
+        large = {name for (name,) in cursor if name.startswith("_pgwerk")}  # nobody's constraints lead to those
+    return [
+        f"LOCK TABLE {', '.join(quoted.values())}",
+        *[f"TRUNCATE {name}" if table in large else f"DELETE FROM {name}" for table, name in quoted.items()],
+    ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_flush() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DatabaseOperations, "sql_flush", _flush)
+        yield
 
 
 @pytest.fixture(autouse=True)
