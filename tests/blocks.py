@@ -200,7 +200,7 @@ class Page:
         environment = {"PYTHONPATH": f"{self._folder}:{ROOT}", "DATABASE_URL": database_url()}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, path],
-            cwd=self._folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+            cwd=self._folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
