@@ -247,6 +247,41 @@ def test_what_one_tells_another_does_not(other_session: psycopg.Connection) -> N
         Alert.objects.create(schedule_name="x", kind="late")
 
 
+def late(name: str) -> None:
+    make(_name=name, ago=HOUR)
+
+
+def waiting(name: str) -> None:
+    row = make(_name=name, ago=-HOUR)
+    Job.objects.create(schedule=row, schedule_name=name, run_at=now() - HOUR)
+
+
+def outgoing(name: str) -> None:
+    row = make(_name=name, ago=-HOUR)
+    Job.objects.create(schedule=row, schedule_name=name, run_at=now() - HOUR, target="celery")
+
+
+def failing(name: str) -> None:
+    ended(make(_name=name, ago=-HOUR), "FAILED")
+
+
+def set_aside(name: str) -> None:
+    make(_name=name, ago=-HOUR)
+    Schedule.objects.filter(name=name).update(error="no such zone")
+
+
+def missed(name: str) -> None:
+    ended(make(_name=name, ago=-HOUR), "SKIPPED", reason="misfire: …")
+
+
+@pytest.mark.parametrize("happens", [late, waiting, outgoing, failing, set_aside, missed])
+def test_what_is_told_of_one_hides_no_other(happens: Any) -> None:
+    for name in ("a", "b"):
+        happens(name)
+        assert [told for told, _kind in look()] == [name]
+        assert look() == []
+
+
 # -- what it costs
 
 
@@ -333,7 +368,6 @@ def test_ten_thousand_schedules_that_are_late_are_one_mail(mails: list[Any]) -> 
             """
         )
     post()
-    assert mails == []  # more may come
     assert Alert.objects.count() == 10_000
     gathered()
     post()
@@ -379,6 +413,9 @@ def test_one_schedule_stands_in_the_subject(mails: list[Any]) -> None:
     row = make(_name="reports.daily", ago=-HOUR)
     ended(row, "FAILED", error="ValueError: no luck")
     post()
+    gathered(SECOND)
+    post()
+    assert mails == []  # more may come
     gathered()
     post()
     ended(row, "SUCCESSFUL", -SECOND)
