@@ -631,11 +631,10 @@ def expiry(ttl: str, default: int) -> "models.ExpressionWrapper[Any]":
     return models.ExpressionWrapper(Now() + lifetime, output_field=models.DateTimeField())
 
 
-# In the text of a statement: `schedule_name <> ''`, and one of these two.
+# What people are told of, in the text of a statement: `schedule_name <> ''`, and one of these two. What an earlier job of
+# the same schedule stood in for is not missed.
 FAILED = "status = 'FAILED'"
-MISSED = (
-    "status = 'SKIPPED' AND NOT reason LIKE 'overlap:%'"  # not what an earlier job of the same schedule stood in for
-)
+MISSED = "status = 'SKIPPED' AND NOT reason LIKE 'overlap:%'"
 ENDED_BADLY = ~Q(schedule_name="") & (Q(status="FAILED") | (Q(status="SKIPPED") & ~Q(reason__startswith="overlap:")))
 
 

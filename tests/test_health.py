@@ -33,7 +33,7 @@ def process(role: str, *, ago: Any = SECOND, tick: Any = None, host: str = "", *
         started_at=at - HOUR,
         heartbeat_at=at - ago,
         last_tick_at=at - (tick or ago) if role == "scheduler" else None,
-        stats={"poll": 1, "clock": time.time() - ago.total_seconds(), **columns.pop("stats", {})},
+        stats={"poll": 10, "clock": time.time() - ago.total_seconds(), **columns.pop("stats", {})},
         **columns,
     )
 
@@ -66,7 +66,7 @@ def test_it_is_red_without_a_scheduler() -> None:
 
 
 def test_a_tick_may_be_as_old_as_a_heartbeat_and_three_polls() -> None:
-    slow = process("scheduler", ago=20 * SECOND, stats={"poll": 5})
+    slow = process("scheduler", ago=25 * SECOND)
     assert judged().status == "green"
     Process.objects.filter(pk=slow.pk).update(stats={"poll": 1})
     assert checks(judged().problems) == ["ticks"]
@@ -84,7 +84,7 @@ def test_it_is_red_where_a_loop_lives_but_does_not_tick() -> None:
     stuck = process("scheduler", tick=HOUR, pid=77)
     found = judged()
     assert (found.status, checks(found.problems)) == ("red", ["stuck"])
-    assert f"scheduler {socket.gethostname()}:77 (heartbeat 1" in found.problems[0].message
+    assert f"scheduler {socket.gethostname()}:77 (heartbeat " in found.problems[0].message
     # One that was killed a while ago is not stuck.
     Process.objects.filter(pk=stuck.pk).update(heartbeat_at=now() - 20 * SECOND, last_tick_at=now() - 21 * SECOND)
     assert judged().status == "green"
@@ -99,7 +99,7 @@ def test_it_is_red_where_what_is_due_is_not_taken() -> None:
     make(_name="late", ago=2 * MINUTE)
     found = judged()
     assert (found.status, checks(found.problems)) == ("red", ["late"])
-    assert "no scheduler: late; the first for 12" in found.problems[0].message
+    assert "no scheduler: late; the first for 1" in found.problems[0].message
     assert found.figures["schedules"]["late_names"] == ["late"]
     assert judged(late_after=600).status == "green"
     assert judged(role="worker").status == "green"
@@ -388,7 +388,7 @@ def test_probes_of_real_processes(manage: Any) -> None:
     make(_name="x", interval=3600)
     both = [manage("runscheduler", "--on-unregistered=keep"), manage("runworker", "--concurrency=1")]
     wait_until(lambda: all(one.says("process_started") for one in both))
-    wait_until(lambda: not judged().problems)  # an idle scheduler is green
+    wait_until(lambda: not judged().problems, 60)  # an idle scheduler is green
     for options in ([], ["--here", "--role=scheduler"], ["--role=worker"], [f"--pid={both[1].process.pid}"]):
         probed = manage("schedules", "health", *options)
         assert ends(probed) == 0, probed.text()
