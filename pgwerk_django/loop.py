@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import psycopg
 import psycopg.sql
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connections, reset_queries
+from django.db import InterfaceError, InternalError, OperationalError, connections, reset_queries
 
 from pgwerk_django import conf
 from pgwerk_django.systemd import Notifier
@@ -23,7 +23,8 @@ FIRST_RETRY = 0.1
 LONGEST_RETRY = 5.0
 LONGEST_SLEEP = 10.0  # seconds, however long a poll is: heartbeats want to be written
 
-Lost = (OperationalError, InterfaceError)
+# The last is what psycopg makes of a connection that ends amid a COMMIT, and of a database that only reads.
+Lost = (OperationalError, InterfaceError, InternalError)
 
 
 class Runner(Protocol):

@@ -216,33 +216,55 @@ def own_server(tmp_path: Path) -> Iterator[Any]:
             server.stop()
 
 
-def test_a_restart_of_postgresql_is_waited_for(manage: Any, own_server: Any) -> None:
-    environment = {"DATABASE_URL": own_server.url}
-    assert manage("migrate", "--verbosity=0", **environment).process.wait(60) == 0
+@pytest.fixture
+def ask(manage: Any, own_server: Any) -> Any:
+    """Migrates it, has a schedule of one second there, and answers with the first value; with 0 while it is away."""
+    assert manage("migrate", "--verbosity=0", DATABASE_URL=own_server.url).process.wait(60) == 0
 
-    def ask(statement: str) -> Any:
+    def _ask(statement: str) -> Any:
         with contextlib.suppress(psycopg.OperationalError), psycopg.connect(own_server.url, autocommit=True) as session:
             cursor = session.execute(statement)
             return cursor.fetchone()[0] if cursor.description else None
         return 0
 
-    ask(
+    _ask(
         "INSERT INTO _pgwerk_schedules (name, function, interval, misfire, overlap, origin)"
         " VALUES ('tick', 'tests.functions.noop', 1, 'ALL', 'ALLOW', 'api')"
     )
-    both = manage("runscheduler", "--with-worker", **environment)
-    count = "SELECT count(*) FROM _pgwerk_jobs WHERE status = 'SUCCESSFUL'"
-    wait_until(lambda: ask(count) >= 2)
+    return _ask
+
+
+SUCCESSFUL = "SELECT count(*) FROM _pgwerk_jobs WHERE status = 'SUCCESSFUL'"
+LOST = (
+    "SELECT count(*) FROM (SELECT due_at - lag(due_at) OVER (ORDER BY due_at) AS gap FROM _pgwerk_jobs) g"
+    " WHERE gap <> interval '1 second'"
+)
+
+
+def test_a_restart_of_postgresql_is_waited_for(manage: Any, own_server: Any, ask: Any) -> None:
+    both = manage("runscheduler", "--with-worker", DATABASE_URL=own_server.url)
+    wait_until(lambda: ask(SUCCESSFUL) >= 2)
     own_server.restart("immediate")
-    seen = ask(count)
-    wait_until(lambda: ask(count) >= seen + 3)
+    seen = ask(SUCCESSFUL)
+    wait_until(lambda: ask(SUCCESSFUL) >= seen + 3)
     assert both.stop() == 0
-    lost = ask(
-        "SELECT count(*) FROM (SELECT due_at - lag(due_at) OVER (ORDER BY due_at) AS gap FROM _pgwerk_jobs) g"
-        " WHERE gap <> interval '1 second'"
-    )
-    assert lost == 0
+    assert ask(LOST) == 0
     assert both.text().count("database_lost") == both.text().count("database_back") == 1
+
+
+def test_a_database_that_only_reads_for_a_while_is_waited_for(manage: Any, own_server: Any, ask: Any) -> None:
+    """As one does that was the primary until just now."""
+    both = manage("runscheduler", "--with-worker", DATABASE_URL=own_server.url)
+    wait_until(lambda: ask(SUCCESSFUL) >= 2)
+    ask("ALTER SYSTEM SET default_transaction_read_only = on")
+    ask("SELECT pg_reload_conf()")
+    wait_until(lambda: both.says("read-only transaction"))
+    ask("ALTER SYSTEM RESET default_transaction_read_only")
+    ask("SELECT pg_reload_conf()")
+    seen = ask(SUCCESSFUL)
+    wait_until(lambda: both.says("database_back") and ask(SUCCESSFUL) >= seen + 2)
+    assert both.stop() == 0
+    assert ask(LOST) == 0
 
 
 def test_a_scheduler_started_while_the_database_is_away_waits_for_it(manage: Any, start: Any) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main() -> int:
         for name, fault in FAULTS.items():
             print(f"{name:10}  {fault.says}")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and clean up
     if options.self_test:
         return self_test()
     seed = random.randrange(10_000) if options.seed is None else options.seed

@@ -50,6 +50,8 @@ class Bouncer:
             shutil.chown(self._folder, "nobody")
 
     def start(self) -> None:
+        if self.alive:
+            return
         program = pgbouncer_program()
         assert program is not None
         user = ["-u", "nobody"] if os.geteuid() == 0 else []

@@ -144,7 +144,7 @@ class World:
             self._cleanup.callback(self.bouncer.close)
             self.bouncer.start()
             self.urls["pgbouncer"] = self.bouncer.url
-        migrate = [sys.executable, "-m", "django", "migrate", "--verbosity=0"]
+        migrate = [sys.executable, "-m", "django", "migrate", "--verbosity=0", "--skip-checks"]
         subprocess.run(migrate, cwd=ROOT, env=self._environment(self.server.url), check=True)
         with self.session() as session:
             session.execute(evidence.LOG)
