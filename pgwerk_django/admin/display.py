@@ -110,7 +110,7 @@ def shown_progress(progress: Any) -> str:
     if not isinstance(progress, dict):
         return EMPTY if progress is None else shown_json(progress)
     done, total, said = progress.get("done"), progress.get("total"), progress.get("note")
-    numbers = [number for number in (done, total) if _is_number(number)]
+    numbers: list[float] = [number for number in (done, total) if _is_number(number)]
     words = " / ".join(f"{number:g}" for number in numbers)
     bar: str | SafeString = ""
     if len(numbers) == 2 and numbers[1] > 0:
