@@ -124,8 +124,8 @@ INSTANTS: dict[str, Any] = {
     "least": dt.timedelta.min,
     "a microsecond": dt.timedelta.resolution,
     "no time": dt.timedelta(),
-    "first": dt.datetime.min,
-    "last": dt.datetime.max,
+    "first": dt.datetime.min,  # noqa: DTZ901
+    "last": dt.datetime.max,  # noqa: DTZ901
     "first, aware": dt.datetime.min.replace(tzinfo=dt.timezone(dt.timedelta(hours=14))),
     "last, aware": dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=23, minutes=59))),
     "timeless": dt.datetime(2026, 1, 1, tzinfo=Timeless()),

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.utils import timezone
 from django.utils.html import format_html
@@ -110,7 +110,7 @@ def shown_progress(progress: Any) -> str:
     if not isinstance(progress, dict):
         return EMPTY if progress is None else shown_json(progress)
     done, total, said = progress.get("done"), progress.get("total"), progress.get("note")
-    numbers = [number for number in (done, total) if _is_number(number)]
+    numbers: list[float] = [number for number in (done, total) if _is_number(number)]
     words = " / ".join(f"{number:g}" for number in numbers)
     bar: str | SafeString = ""
     if len(numbers) == 2 and numbers[1] > 0:
@@ -122,7 +122,7 @@ def shown_progress(progress: Any) -> str:
     return format_html('<span class="pgwerk-progress">{} {}</span> {}', bar, words, note(said) if said else "")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     # An integer may be larger than any float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 

@@ -44,6 +44,8 @@ def _entry(name: str, given: Any, now: dt.datetime) -> Entry:
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"its options must be a dict, got {shown(given)}")
     if unknown := sorted(map(str, given.keys() - _OPTIONS)):
         raise ValueError(f"its option {unknown[0]!r} cannot be carried over: only {', '.join(sorted(_OPTIONS))} can")
     expires = given.get("expires", given.get("expire_seconds"))

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from pgwerk_django.exceptions import shown
+from pgwerk_django.exceptions import in_one_line, shown
 from pgwerk_django.importers import json_file
 from pgwerk_django.management import moving, probing
 from pgwerk_django.management.service import PgwerkCommand, positive, text_of, upcoming, whoami
@@ -47,7 +47,7 @@ class Command(PgwerkCommand):
         elif verb == "list":
             for row in every:
                 runs = (text_of(*upcoming(row, 1, now)), text_of(row.last_run_at))
-                self.stdout.write("\t".join((row.name, row.state(now).value, row.rule, *runs)))
+                self.stdout.write("\t".join((row.name, row.state(now).value, in_one_line(row.rule), *runs)))
         elif verb == "next":
             runs_of = ((at, row.name) for row in chosen for at in upcoming(row, options["count"], now))
             for due_at, name in sorted(runs_of):
@@ -55,5 +55,8 @@ class Command(PgwerkCommand):
         else:
             extra = {"reason": options["reason"]} if verb == "pause" else {}
             for row in chosen:
-                getattr(scheduler, verb)(row.name, by=whoami(), **extra)
+                try:
+                    getattr(scheduler, verb)(row.name, by=whoami(), **extra)
+                except ValueError as error:
+                    raise CommandError(str(error)) from error
                 self.stdout.write(f"{verb} {row.name}")
