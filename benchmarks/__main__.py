@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks import report
-from benchmarks.database import machine, server
+from benchmarks.database import machine, server, template
 from benchmarks.processes import ROOT, last_line
 from benchmarks.results import Given, Row, show
 
@@ -95,34 +95,43 @@ def one(given: argparse.Namespace) -> int:
 
 
 def all_of(given: argparse.Namespace) -> int:
+    """Whatever ends it early, what was found until then is told and written."""
     begun, names = dt.datetime.now(dt.UTC), given.names or list(BENCHMARKS)
     figures: dict[str, Any] = {"size": given.size, "started_at": begun.isoformat(timespec="seconds")}
     found: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    with server():
-        figures["machine"] = machine()
-        print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()), flush=True)
-        for name in names:
-            print(f"\n== {name}: {BENCHMARKS[name]}", flush=True)
-            try:
-                found[name] = in_a_process(name, given)
-            except Failed as error:
-                failed[name] = str(error)
-                print(f"{name} FAILED: {error}", flush=True)
-                continue
-            for row in found[name]["rows"]:
-                print(show(Row.from_json(row)), flush=True)
-    # The ratios first, then what they come from.
-    figures["benchmarks"] = {name: {key: run[key] for key in ("rows", "seconds")} for name, run in found.items()}
-    figures["failed"] = failed
-    figures["seconds"] = round((dt.datetime.now(dt.UTC) - begun).total_seconds())
-    figures["details"] = {name: run["details"] for name, run in found.items()}
+    failed = dict.fromkeys(names, "interrupted")
+    try:
+        with server():
+            figures["machine"] = machine()
+            print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()), flush=True)
+            with template():
+                for name in names:
+                    print(f"\n== {name}: {BENCHMARKS[name]}", flush=True)
+                    try:
+                        found[name] = in_a_process(name, given)
+                        del failed[name]
+                    except Failed as error:
+                        failed[name] = str(error)
+                        print(f"{name} FAILED: {error}", flush=True)
+                        continue
+                    for row in found[name]["rows"]:
+                        print(show(Row.from_json(row)), flush=True)
+    finally:
+        # The ratios first, then what they come from.
+        figures["benchmarks"] = {name: {key: run[key] for key in ("rows", "seconds")} for name, run in found.items()}
+        figures["failed"] = failed
+        figures["seconds"] = round((dt.datetime.now(dt.UTC) - begun).total_seconds())
+        figures["details"] = {name: run["details"] for name, run in found.items()}
+        keep(figures, given)
+    return 1 if failed else 0
+
+
+def keep(figures: dict[str, Any], given: argparse.Namespace) -> None:
     tell(figures)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if given.chart:
         given.chart.write_text(report.chart(figures))
-    return 1 if failed else 0
 
 
 def tell(figures: dict[str, Any]) -> None:
