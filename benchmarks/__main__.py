@@ -51,7 +51,7 @@ def main() -> int:
         report.write_docs(json.loads(given.write_docs.read_text()))
         return 0
     if given.in_this_process:
-        return one(given)
+        return here(given)
     return all_of(given)
 
 
@@ -81,17 +81,26 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def one(given: argparse.Namespace) -> int:
-    (name,) = given.names
-    begun = time.monotonic()
-    result = importlib.import_module(f"benchmarks.{name}").run(Given(given.size, given.peers, given.peers_python))
-    figures = {
-        "rows": [row.as_json() for row in result.rows],
-        "seconds": round(time.monotonic() - begun, 1),
-        "details": result.details,
-    }
-    given.json.write_text(json.dumps(figures, default=str))
+def here(given: argparse.Namespace) -> int:
+    found = {}
+    for name in given.names:
+        begun = time.monotonic()
+        result = importlib.import_module(f"benchmarks.{name}").run(Given(given.size, given.peers, given.peers_python))
+        found[name] = {
+            "rows": [row.as_json() for row in result.rows],
+            "seconds": round(time.monotonic() - begun, 1),
+            "details": result.details,
+        }
+    given.json.write_text(json.dumps(found, default=str))
     return 0
+
+
+def groups(names: list[str], size: str) -> list[list[str]]:
+    """Which of them share a process: none where figures count, so that none inherits memory or connections."""
+    if size != "tiny":
+        return [[name] for name in names]
+    alone = ("targets",)  # it has settings of its own
+    return [part for part in ([n for n in names if n not in alone], [n for n in names if n in alone]) if part]
 
 
 def all_of(given: argparse.Namespace) -> int:
@@ -105,17 +114,18 @@ def all_of(given: argparse.Namespace) -> int:
             figures["machine"] = machine()
             print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()), flush=True)
             with template():
-                for name in names:
-                    print(f"\n== {name}: {BENCHMARKS[name]}", flush=True)
+                for group in groups(names, given.size):
+                    print("", *(f"== {name}: {BENCHMARKS[name]}" for name in group), sep="\n", flush=True)
                     try:
-                        found[name] = in_a_process(name, given)
-                        del failed[name]
+                        found |= in_a_process(group, given)
                     except Failed as error:
-                        failed[name] = str(error)
-                        print(f"{name} FAILED: {error}", flush=True)
+                        failed |= dict.fromkeys(group, str(error))
+                        print(f"{', '.join(group)} FAILED: {error}", flush=True)
                         continue
-                    for row in found[name]["rows"]:
-                        print(show(Row.from_json(row)), flush=True)
+                    for name in group:
+                        del failed[name]
+                        for row in found[name]["rows"]:
+                            print(show(Row.from_json(row)), flush=True)
     finally:
         # The ratios first, then what they come from.
         figures["benchmarks"] = {name: {key: run[key] for key in ("rows", "seconds")} for name, run in found.items()}
@@ -149,10 +159,10 @@ class Failed(Exception):
     pass
 
 
-def in_a_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
+def in_a_process(names: list[str], given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pgwerk-bench-") as folder:
         path = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "benchmarks", name, "--in-this-process", "--json", str(path)]
+        command = [sys.executable, "-m", "benchmarks", *names, "--in-this-process", "--json", str(path)]
         command += [] if given.size == "full" else [f"--{given.size}"]
         command += (
             [] if given.peers is None else [f"--peers={','.join(given.peers)}"] if given.peers else ["--no-peers"]

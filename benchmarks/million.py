@@ -50,7 +50,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "seconds": 1,
         "every": 0.5,
         "ahead": 1.5,
-        "schedulers": 2,
+        "schedulers": 1,
         "fill": 500,
         "rounds": 1,
     },
