@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks import report
-from benchmarks.database import machine, server
+from benchmarks.database import machine, server, template
 from benchmarks.processes import ROOT, last_line
 from benchmarks.results import Given, Row, show
 
@@ -52,7 +52,7 @@ def main() -> int:
         report.write_docs(json.loads(given.write_docs.read_text()))
         return 0
     if given.in_this_process:
-        return one(given)
+        return here(given)
     return all_of(given)
 
 
@@ -82,48 +82,67 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def one(given: argparse.Namespace) -> int:
-    (name,) = given.names
-    begun = time.monotonic()
-    result = importlib.import_module(f"benchmarks.{name}").run(Given(given.size, given.peers, given.peers_python))
-    figures = {
-        "rows": [row.as_json() for row in result.rows],
-        "seconds": round(time.monotonic() - begun, 1),
-        "details": result.details,
-    }
-    given.json.write_text(json.dumps(figures, default=str))
+def here(given: argparse.Namespace) -> int:
+    found = {}
+    for name in given.names:
+        begun = time.monotonic()
+        result = importlib.import_module(f"benchmarks.{name}").run(Given(given.size, given.peers, given.peers_python))
+        found[name] = {
+            "rows": [row.as_json() for row in result.rows],
+            "seconds": round(time.monotonic() - begun, 1),
+            "details": result.details,
+        }
+    given.json.write_text(json.dumps(found, default=str))
     return 0
 
 
+def groups(names: list[str], size: str) -> list[list[str]]:
+    """Which of them share a process: none where figures count, so that none inherits memory or connections."""
+    if size != "tiny":
+        return [[name] for name in names]
+    alone = ("targets",)  # it has settings of its own
+    return [part for part in ([n for n in names if n not in alone], [n for n in names if n in alone]) if part]
+
+
 def all_of(given: argparse.Namespace) -> int:
+    """Whatever ends it early, what was found until then is told and written."""
     begun, names = dt.datetime.now(dt.UTC), given.names or list(BENCHMARKS)
     figures: dict[str, Any] = {"size": given.size, "started_at": begun.isoformat(timespec="seconds")}
     found: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    with server():
-        figures["machine"] = machine()
-        print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()), flush=True)
-        for name in names:
-            print(f"\n== {name}: {BENCHMARKS[name]}", flush=True)
-            try:
-                found[name] = in_a_process(name, given)
-            except Failed as error:
-                failed[name] = str(error)
-                print(f"{name} FAILED: {error}", flush=True)
-                continue
-            for row in found[name]["rows"]:
-                print(show(Row.from_json(row)), flush=True)
-    # The ratios first, then what they come from.
-    figures["benchmarks"] = {name: {key: run[key] for key in ("rows", "seconds")} for name, run in found.items()}
-    figures["failed"] = failed
-    figures["seconds"] = round((dt.datetime.now(dt.UTC) - begun).total_seconds())
-    figures["details"] = {name: run["details"] for name, run in found.items()}
+    failed = dict.fromkeys(names, "interrupted")
+    try:
+        with server():
+            figures["machine"] = machine()
+            print(", ".join(f"{name} {value}" for name, value in figures["machine"].items()), flush=True)
+            with template():
+                for group in groups(names, given.size):
+                    print("", *(f"== {name}: {BENCHMARKS[name]}" for name in group), sep="\n", flush=True)
+                    try:
+                        found |= in_a_process(group, given)
+                    except Failed as error:
+                        failed |= dict.fromkeys(group, str(error))
+                        print(f"{', '.join(group)} FAILED: {error}", flush=True)
+                        continue
+                    for name in group:
+                        del failed[name]
+                        for row in found[name]["rows"]:
+                            print(show(Row.from_json(row)), flush=True)
+    finally:
+        # The ratios first, then what they come from.
+        figures["benchmarks"] = {name: {key: run[key] for key in ("rows", "seconds")} for name, run in found.items()}
+        figures["failed"] = failed
+        figures["seconds"] = round((dt.datetime.now(dt.UTC) - begun).total_seconds())
+        figures["details"] = {name: run["details"] for name, run in found.items()}
+        keep(figures, given)
+    return 1 if failed else 0
+
+
+def keep(figures: dict[str, Any], given: argparse.Namespace) -> None:
     tell(figures)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if given.chart:
         given.chart.write_text(report.chart(figures))
-    return 1 if failed else 0
 
 
 def tell(figures: dict[str, Any]) -> None:
@@ -141,10 +160,10 @@ class Failed(Exception):
     pass
 
 
-def in_a_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
+def in_a_process(names: list[str], given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pgwerk-bench-") as folder:
         path = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "benchmarks", name, "--in-this-process", "--json", str(path)]
+        command = [sys.executable, "-m", "benchmarks", *names, "--in-this-process", "--json", str(path)]
         command += [] if given.size == "full" else [f"--{given.size}"]
         command += (
             [] if given.peers is None else [f"--peers={','.join(given.peers)}"] if given.peers else ["--no-peers"]

@@ -30,6 +30,7 @@ def expressions() -> list[str]:
     return found
 
 
+TEMPLATE = "PGWERK_BENCH_TEMPLATE"  # a migrated database to copy
 LOG = "PGWERK_BENCH_LOG"  # the embedded server's log, for who can read it
 
 
@@ -51,23 +52,40 @@ def server() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fresh_database() -> Iterator[None]:
-    """Have DATABASE_URL name a new, migrated database, and Django use it: once in a process."""
+def fresh_database(*, migrate: bool = False) -> Iterator[None]:
+    """Have DATABASE_URL name a new, migrated database, and Django use it: once in a process.
+
+    A copy of one that is migrated already, if there is one; `migrate` says that the settings have apps which that has not.
+    """
     with server():
         url, name = os.environ["DATABASE_URL"], f"pgwerk_bench_{os.getpid()}"
         _execute(url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        _execute(url, f"CREATE DATABASE {name}")
+        template = os.environ.get(TEMPLATE)
+        _execute(url, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
         try:
             os.environ["DATABASE_URL"] = urlsplit(url)._replace(path=f"/{name}").geturl()
             os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
             django.setup()
-            call_command("migrate", verbosity=0)
+            if migrate or not template:
+                call_command("migrate", verbosity=0)
             connection.close()
             yield
         finally:
             os.environ["DATABASE_URL"] = url
             connection.close()
             _execute(url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@contextlib.contextmanager
+def template() -> Iterator[None]:
+    """Have what asks for a fresh database get a copy of one that is migrated here, once."""
+    url = os.environ["DATABASE_URL"]
+    with fresh_database():
+        os.environ |= {"DATABASE_URL": url, TEMPLATE: f"pgwerk_bench_{os.getpid()}"}
+        try:
+            yield
+        finally:
+            del os.environ[TEMPLATE]
 
 
 def machine() -> dict[str, object]:

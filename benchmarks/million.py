@@ -30,13 +30,31 @@ SIZES: dict[str, dict[str, Any]] = {
         "seconds": 600,
         "every": 10,
         "ahead": 4,
+        "schedulers": 4,
         "fill": 100_000,
         "rounds": 6,
     },
-    "quick": {"schedules": 200_000, "due": 10_000, "seconds": 60, "every": 5, "ahead": 4, "fill": 50_000, "rounds": 3},
-    "tiny": {"schedules": 2_000, "due": 200, "seconds": 1, "every": 0.5, "ahead": 1.5, "fill": 500, "rounds": 1},
+    "quick": {
+        "schedules": 200_000,
+        "due": 10_000,
+        "seconds": 60,
+        "every": 5,
+        "ahead": 4,
+        "schedulers": 4,
+        "fill": 50_000,
+        "rounds": 3,
+    },
+    "tiny": {
+        "schedules": 2_000,
+        "due": 200,
+        "seconds": 1,
+        "every": 0.5,
+        "ahead": 1.5,
+        "schedulers": 1,
+        "fill": 500,
+        "rounds": 1,
+    },
 }
-SCHEDULERS = 4
 MOST_P99_SECONDS, MOST_GROWTH_MB, MOST_DEAD = 2, 10, 0.1
 FILLFACTORS = (100, 80)
 CALM = 1.25  # an idle pass at the end may take so many times as long as at the start
@@ -47,7 +65,7 @@ def run(given: Given) -> Result:
     with fresh_database():
         fill(size["schedules"], earliest=10, newest=1200)
         with contextlib.ExitStack() as stack:
-            schedulers = [stack.enter_context(runscheduler()) for _ in range(SCHEDULERS)]
+            schedulers = [stack.enter_context(runscheduler()) for _ in range(size["schedulers"])]
             until_they_live(*schedulers)
             plan = explained()
             first = instant(size["due"], size["ahead"], schedulers)
@@ -74,7 +92,7 @@ def _rows(size: dict[str, Any], details: dict[str, Any]) -> list[Row]:
     (_, full), (low, roomy) = factors.items()
     return [
         Row(
-            f"{what}, {size['due']:,} due at one instant, {SCHEDULERS} schedulers: p99 lateness",
+            f"{what}, {size['due']:,} due at one instant, {size['schedulers']} schedulers: p99 lateness",
             "s",
             worst,
             more_is_better=False,

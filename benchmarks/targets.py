@@ -99,7 +99,7 @@ def run(given: Given) -> Result:
     found: dict[str, dict[str, float]] = {}
     with redis_server() as url:
         os.environ["PGWERK_BENCH_REDIS"] = url
-        with fresh_database():
+        with fresh_database(migrate=True):
             for name, (target, function) in TARGETS.items():
                 rates: dict[str, list[float]] = {"ours": [], "bare": [], "claims": []}
                 for _ in range(size["rounds"]):

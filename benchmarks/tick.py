@@ -33,6 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "backlog_rounds": 2,
         "few": (1_000, 100_000),
         "times": 15,
+        "own": True,
     },
     "quick": {
         "rows": (1_000, 10_000),
@@ -43,6 +44,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "backlog_rounds": 1,
         "few": (1_000, 20_000),
         "times": 7,
+        "own": True,
     },
     "tiny": {
         "rows": (200,),
@@ -53,6 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "backlog_rounds": 1,
         "few": (150, 400),
         "times": 1,
+        "own": False,
     },
 }
 LEAST_RATIO, MOST_AMONG, MOST_MEMORY_MB = 0.6, 2, 120
@@ -176,10 +179,15 @@ def peak_memory() -> float:
 Measure = tuple[Callable[..., dict[str, Any]], int, dict[str, Any]]
 
 
-def in_turn(rounds: int, *measures: Measure) -> list[dict[str, Any]]:
-    """Each of the measures once a round, so that a slow minute of the machine slows them all; then their medians."""
+def in_turn(rounds: int, *measures: Measure, own: bool = True) -> list[dict[str, Any]]:
+    """Each of the measures once a round, so that a slow minute of the machine slows them all; then their medians.
+
+    Each in a process of its own, unless memory does not matter: then all in one.
+    """
     spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawning, initializer=django.setup, max_tasks_per_child=1) as fresh_process:
+    with ProcessPoolExecutor(
+        1, mp_context=spawning, initializer=django.setup, max_tasks_per_child=1 if own else None
+    ) as fresh_process:
         runs = [
             [fresh_process.submit(measure, rows, **options).result() for measure, rows, options in measures]
             for _ in range(rounds)
@@ -207,7 +215,7 @@ def drains(size: dict[str, Any]) -> Iterator[dict[str, Any]]:
     cases += [(size["backlog"], MIXED, due, size["backlog_rounds"]) for due in backlogs]
     for rows, mix, due, rounds in cases:
         options = {"cron_share": MIXES[mix], **due}
-        we, they = in_turn(rounds, (ours, rows, options), (plain, rows, options))
+        we, they = in_turn(rounds, (ours, rows, options), (plain, rows, options), own=size["own"])
         # Or more: while a long drain goes on, the shortest intervals are due again.
         assert we["schedules"] >= rows <= they["schedules"]
         yield {
@@ -228,7 +236,8 @@ def run(given: Given) -> Result:
             found.append(case)
             print(f"{case['rows']:,} {case['mix']}, {case['late_by_seconds']} s late: {case['ratio']:.2f}", flush=True)
         few = {"times": size["times"]}
-        small, large = in_turn(size["rounds"], (few_among, size["few"][0], few), (few_among, size["few"][1], few))
+        among = [(few_among, rows, few) for rows in size["few"]]
+        small, large = in_turn(size["rounds"], *among, own=size["own"])
     memory = max(each["memory_mb"] for each in [small, large, *(case["ours"] for case in found)])
     return Result(
         [

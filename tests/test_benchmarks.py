@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, scheduling
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.results import Row
+from benchmarks.results import Given, Row
 from tests.processes import ROOT, database_url
 
 NEED_REDIS = {"targets"}
@@ -80,6 +80,13 @@ def test_the_report_says_what_was_measured_and_what_was_not():
         in table
     )
     assert "`admin` failed: exit code 1" in table
+
+
+def test_a_peer_that_cannot_be_installed_costs_only_its_own_figure():
+    given = Given(peers_python="/nowhere/python")
+    told = scheduling.peer_rate("pgwerk", given, due=1, patience=1)
+    assert "rate" not in told
+    assert "/nowhere/python" in told["why"]
 
 
 def test_time_counts_the_other_way_round():
