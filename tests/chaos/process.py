@@ -11,7 +11,6 @@ import sys
 
 import django
 
-
 PR_SET_PDEATHSIG = 1
 
 
