@@ -80,6 +80,8 @@ def test_what_is_right_is_right() -> None:
         ([*ALL[:9], row(10, status="FAILED", attempt=6)], "wrong"),
         ([*ALL[:9], row(10, status="FORWARDED")], "wrong"),
         ([*ALL[:9], row(10, status="SKIPPED", reason="overlap: an earlier job is waiting")], "wrong"),
+        ([*ALL[:9], row(10, status="SKIPPED", reason="no reason")], "wrong"),
+        ([*ALL[:9], row(10, key="s@9")], "doubled"),
         ([*ALL[:9], row(10, name="never was")], "extra"),
     ],
 )  # fmt: skip
@@ -92,6 +94,14 @@ def test_a_job_must_have_had_its_effect_and_no_more_runs_than_claims() -> None:
     assert kinds(audit(dataclasses.replace(right, done={}))) == {"wrong"}
     assert kinds(audit(dataclasses.replace(right, began=right.began | {"s@3": 2}))) == {"wrong"}
     assert kinds(audit(dataclasses.replace(right, began=right.began | {"nobody's": 1}))) == {"wrong"}
+
+
+def test_what_was_skipped_must_not_have_run() -> None:
+    said = dataclasses.replace(MADE, overlap="SKIP")
+    skipped = row(10, status="SKIPPED", reason="overlap: an earlier job is running")
+    right = dataclasses.replace(evidence([*ALL[:9], skipped]), events=[said])
+    assert audit(right).clean
+    assert kinds(audit(dataclasses.replace(right, began=right.began | {"s@10": 1}))) == {"wrong"}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +173,20 @@ def test_a_new_rule_takes_over_after_what_was_overdue() -> None:
     found = expected([MADE, first, second], Standing("s", at(12)), END)
     assert [(due - START).total_seconds() for due in sorted(found.required)] == [1, 2, 3, 4, 6, 9]
     assert not found.cut
+
+
+def test_what_became_due_while_the_rule_changed_may_be_on_record_or_not() -> None:
+    first = dataclasses.replace(changed(4.5, 4, interval=3, replan=True), began=at(3.9))
+    second = dataclasses.replace(first, replan=False, before=at(4.5), next_run_at=at(6))
+    found = expected([MADE, first, second], Standing("s", at(12)), END)
+    assert found.optional == {at(4)}
+    assert [(due - START).total_seconds() for due in sorted(found.required)] == [1, 2, 3, 6, 9]
+
+
+def test_a_first_run_that_was_given_is_a_due_time() -> None:
+    said = dataclasses.replace(MADE, anchor_at=at(4), interval=3)
+    found = expected([said], Standing("s", at(13)), END)
+    assert [(due - START).total_seconds() for due in sorted(found.required)] == [4, 7, 10]
 
 
 def test_a_schedule_that_comes_again_hangs_on_a_grid_of_its_own() -> None:

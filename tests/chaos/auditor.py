@@ -154,8 +154,8 @@ def _grid(said: Event, after: dt.datetime, until: dt.datetime) -> Iterator[dt.da
     assert said.anchor_at is not None
     assert said.interval is not None
     step = dt.timedelta(seconds=said.interval)
-    # The instant of creation is no due time of its own; one that was given is.
-    number = max((after - said.anchor_at) // step + 1, 1 if said.anchor_at == said.created_at else 0)
+    # (The instant of creation, where most grids hang, is never after itself, and so no due time.)
+    number = max((after - said.anchor_at) // step + 1, 0)
     while (due := said.anchor_at + number * step) <= until:
         yield due
         number += 1
