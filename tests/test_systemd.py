@@ -81,9 +81,11 @@ def test_a_loop_says_when_it_is_ready_and_when_it_stops(manager: Manager) -> Non
 
 
 def test_it_is_not_ready_before_each_of_its_runners_is(manager: Manager) -> None:
-    steps = Steps(0, lambda: len(manager.hears()), lambda: setattr(steps, "ready", True) or 0)
+    before: list[list[str]] = []
+    steps = Steps(0, lambda: before.append(list(manager.hears())) or 0, lambda: setattr(steps, "ready", True) or 0)
     steps.ready = False
     steps.loop.run()
+    assert before == [[]]
     assert manager.hears() == ["READY=1", "STATUS=running", "STOPPING=1", "STATUS=stopping"]
 
 
@@ -122,9 +124,12 @@ def test_a_step_that_hangs_tells_the_watchdog_nothing(manager: Manager, monkeypa
 
 
 def test_a_long_poll_does_not_keep_the_watchdog_waiting(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WATCHDOG_USEC", "200000")
-    Steps(3600, 3600, 3600, 0).loop.run()
-    assert manager.hears().count("WATCHDOG=1") >= 2
+    monkeypatch.setenv("WATCHDOG_USEC", "8000000")
+    steps, waits = Steps(3600, 0.5, 0), []
+    monkeypatch.setattr(steps.loop.bell, "wait", waits.append)
+    steps.loop.run()
+    assert waits == [2, 0.5]  # it hears of a pass when 4 s have gone: after 6 s at most
+    assert manager.hears().count("WATCHDOG=1") == 1
 
 
 def test_a_watchdog_of_another_process_is_not_told(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
