@@ -4,7 +4,7 @@ import datetime as dt
 import functools
 import time
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,16 +76,27 @@ def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None =
     Two halves of a schedule are due apart: a trigger makes one job beside the cadence, and the recurrence goes as it
     would have gone without it.
     """
+    with spans.watch.tick():
+        try:
+            return _tick(_write, using=using, batch_size=batch_size, now=now)
+        except DatabaseError as error:
+            if not _is_a_row_to_blame(error):
+                raise
+        # Once more, from the start: to find the culprit takes savepoints, which the usual tick does without.
+        return _tick(_record, using=using, batch_size=batch_size, now=now)
+
+
+def _tick(record: Callable[..., "Outcome"], *, using: str, batch_size: int | None, now: dt.datetime | None) -> int:
     settings = conf.current()
     started = time.perf_counter()
-    with spans.watch.tick(), atomic(using):
+    with atomic(using):
         rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now)
         if not rows:
             return 0
         # In UTC, whatever the connection's zone: sums of instants in any other go by the clock on the wall.
         now = rows[0].now.astimezone(dt.UTC)
         plans = [plan(row, now=now, cap=settings.MAX_CATCH_UP) for row in rows]
-        outcome = _record(plans, now=now, using=using)
+        outcome = record(plans, now=now, using=using)
         for failed in plans:
             if failed.error:
                 signals.send(signals.schedule_set_aside, using=using, name=failed.name, error=failed.error)

@@ -273,7 +273,7 @@ def test_a_tick_is_a_span(seen: Seen, scheduler: Scheduler) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_tick_that_fails_says_so(seen: Seen, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
     make(ago=SECOND)
-    monkeypatch.setattr("pgwerk_django.tick._record", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("pgwerk_django.tick._write", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         scheduler.tick()
     (span,) = seen.spans
