@@ -156,7 +156,7 @@ def test_a_snapshot_that_is_held_open_is_told(
         held = judged()
         assert f"session {pid} of " in held.figures["snapshot"]["holder"]
         assert held.warnings == []
-        monkeypatch.setattr(health, "LONGEST_SNAPSHOT", 0)
+        monkeypatch.setattr(health, "LONGEST_SNAPSHOT", -1)
         (warning,) = judged().warnings
         assert (warning.check, f"session {pid} of " in warning.message) == ("snapshot", True)
     assert judged().figures["snapshot"] == {"holder": "", "seconds": None, "transactions": 0}
