@@ -66,9 +66,9 @@ def _advance_only(statement: str) -> str:
 
 
 def _insert_only(statement: str) -> str:
-    return statement.replace(
-        "WHERE s.id = plan.schedule_id\n)\nSELECT", "WHERE s.id = plan.schedule_id AND false\n)\nSELECT"
-    )
+    # The UPDATE stands last in the statement's WITH.
+    advances, end, reports = statement.rpartition("\n)\nSELECT\n")
+    return f"{advances} AND false{end}{reports}"
 
 
 def _two_commits(first: Callable[[str], str], second: Callable[[str], str]) -> None:

@@ -101,7 +101,10 @@ def tried(case: Case) -> Verdict:
         world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs"), 60)
         case.attack(world)
         world.wanted[SCHEDULER] = max(world.wanted[SCHEDULER], 1)
-        return audit(world.judged())
+        evidence = world.judged()
+        if world.notes.problems:  # what does not run proves nothing
+            raise AssertionError(f"the broken build ended by itself: {world.notes.problems[0]}")
+        return audit(evidence)
 
 
 def as_expected(case: Case, verdict: Verdict) -> bool:
