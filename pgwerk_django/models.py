@@ -17,7 +17,7 @@ from django.db import models, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Greatest, Least, Now
-from django.db.models.lookups import LessThanOrEqual
+from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf, signals
@@ -178,16 +178,23 @@ ARRAY(
 
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
-    def due(self, now: datetime | None = None) -> Self:
-        """What is due by PostgreSQL's clock (in tests, at `now`). Filter by nothing else, or the index cannot lead to it."""
-        return self.filter(MAY_RUN, LessThanOrEqual(due_at(), instant(now)))
+    def due(self, now: datetime | None = None, *, since: datetime | None = None) -> Self:
+        """What is due by PostgreSQL's clock (in tests, at `now`). Filter by nothing else, or the index cannot lead to it.
+
+        With `since` not what was due before it.
+        """
+        due = self.filter(MAY_RUN, LessThanOrEqual(due_at(), instant(now)))
+        return due if since is None else due.filter(GreaterThanOrEqual(due_at(), instant(since)))
 
     def next_due(self) -> tuple[datetime | None, datetime]:
         """When the first that `claim` takes will be due (None: never), and PostgreSQL's now."""
         return self.look()[:2]
 
-    def look(self) -> tuple[datetime | None, datetime, list[str]]:
-        """`next_due`, and the targets for which jobs wait to be handed over: one statement, led by the indexes."""
+    def look(self, since: datetime | None = None) -> tuple[datetime | None, datetime, list[str]]:
+        """`next_due`, and the targets for which jobs wait to be handed over: one statement, led by the indexes.
+
+        With `since` the look begins there, and passes over the dead entries before it: see `Floor`.
+        """
         with transaction.get_connection(self.db).cursor() as cursor:
             cursor.execute(
                 f"""
@@ -195,10 +202,11 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
                     SELECT least(next_run_at, triggered_at) FROM _pgwerk_schedules
                     WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
                         AND misfire = ANY(%s) AND overlap = ANY(%s)
+                        AND least(next_run_at, triggered_at) >= coalesce(%s, '-infinity'::timestamptz)
                     ORDER BY least(next_run_at, triggered_at) LIMIT 1
                 ), statement_timestamp(), {WAITING_TARGETS}
                 """,  # noqa: S608  our own text
-                [Misfire.values, Overlap.values],
+                [Misfire.values, Overlap.values, since],
             )
             next_due_at, now, waiting = cursor.fetchone()
         return next_due_at, now, waiting

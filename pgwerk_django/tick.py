@@ -70,27 +70,42 @@ class Outcome(NamedTuple):
         return Outcome(*(mine + others for mine, others in zip(self, other, strict=True)))
 
 
-def tick(*, using: str, batch_size: int | None = None, now: dt.datetime | None = None) -> int:
+def tick(
+    *,
+    using: str,
+    batch_size: int | None = None,
+    now: dt.datetime | None = None,
+    since: dt.datetime | None = None,
+) -> int:
     """Handle up to `batch_size` schedules due by PostgreSQL's clock (in tests, at `now`) in one transaction; how many that were.
+
+    With `since` only those that were not due before it.
 
     Two halves of a schedule are due apart: a trigger makes one job beside the cadence, and the recurrence goes as it
     would have gone without it.
     """
     with spans.watch.tick():
         try:
-            return _tick(_write, using=using, batch_size=batch_size, now=now)
+            return _tick(_write, using=using, batch_size=batch_size, now=now, since=since)
         except DatabaseError as error:
             if not _is_a_row_to_blame(error):
                 raise
         # Once more, from the start: to find the culprit takes savepoints, which the usual tick does without.
-        return _tick(_record, using=using, batch_size=batch_size, now=now)
+        return _tick(_record, using=using, batch_size=batch_size, now=now, since=since)
 
 
-def _tick(record: Callable[..., "Outcome"], *, using: str, batch_size: int | None, now: dt.datetime | None) -> int:
+def _tick(
+    record: Callable[..., "Outcome"],
+    *,
+    using: str,
+    batch_size: int | None,
+    now: dt.datetime | None,
+    since: dt.datetime | None,
+) -> int:
     settings = conf.current()
     started = time.perf_counter()
     with atomic(using):
-        rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now)
+        rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now, since=since)
         if not rows:
             return 0
         # In UTC, whatever the connection's zone: sums of instants in any other go by the clock on the wall.
@@ -114,15 +129,17 @@ def _tick(record: Callable[..., "Outcome"], *, using: str, batch_size: int | Non
 
 
 @functools.lru_cache(maxsize=8)
-def _claim_query(limit: int, using: str, now: dt.datetime | None) -> tuple[str, tuple[Any, ...]]:
+def _claim_query(
+    limit: int, using: str, now: dt.datetime | None, since: dt.datetime | None
+) -> tuple[str, tuple[Any, ...]]:
     """The ORM's own text, which is always the same: to make it takes a millisecond."""
-    due = Schedule.objects.using(using).due(now).annotate(now=instant(now)).claim(limit)
+    due = Schedule.objects.using(using).due(now, since=since).annotate(now=instant(now)).claim(limit)
     statement, parameters = due.values_list(*_READ).query.get_compiler(using).as_sql()
     return statement, tuple(parameters)
 
 
-def _claim(limit: int, *, using: str, now: dt.datetime | None) -> list[Any]:
-    statement, parameters = _claim_query(limit, using, now)
+def _claim(limit: int, *, using: str, now: dt.datetime | None, since: dt.datetime | None = None) -> list[Any]:
+    statement, parameters = _claim_query(limit, using, now, since)
     with transaction.get_connection(using).cursor() as cursor:
         # Django's loader is written in Python and takes 7 ms for a thousand rows; psycopg's own, in C, less than one.
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)

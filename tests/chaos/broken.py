@@ -72,7 +72,7 @@ def _insert_only(statement: str) -> str:
 
 
 def _two_commits(first: Callable[[str], str], second: Callable[[str], str]) -> None:
-    def broken_tick(*, using: str, batch_size: int | None = None, now: Any = None) -> int:
+    def broken_tick(*, using: str, batch_size: int | None = None, now: Any = None, **since: Any) -> int:
         whole = tick._WRITE
         if whole in (first(whole), second(whole)):
             raise AssertionError("the statement of a tick has changed: the broken build is not broken")
