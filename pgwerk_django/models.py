@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy as _
 from pgwerk_django import conf, signals
 from pgwerk_django.policies import Misfire, Overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interval, Once, Recurrence, Window
-from pgwerk_django.text import free_text, person
+from pgwerk_django.text import DEEPEST_JSON, free_text, is_deep, person
 
 HEARTBEAT = timedelta(seconds=10)
 SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
@@ -101,9 +101,13 @@ class JSONField(models.JSONField):
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
         try:
-            return super().from_db_value(value, expression, connection)
+            read = super().from_db_value(value, expression, connection)
         except (ValueError, RecursionError) as error:
             return {UNREADABLE: f"{type(error).__name__}: {error}"}
+        # Newer Pythons read it all the same, and then whoever walks through it fails.
+        if isinstance(value, str) and value.count("[") + value.count("{") > DEEPEST_JSON and is_deep(read):
+            return {UNREADABLE: f"more than {DEEPEST_JSON} levels deep"}
+        return read
 
     def deconstruct(self) -> Any:
         name, _path, args, kwargs = super().deconstruct()

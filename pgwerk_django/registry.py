@@ -16,7 +16,7 @@ from pgwerk_django.cron import zone
 from pgwerk_django.exceptions import shown
 from pgwerk_django.policies import Misfire, Overlap, default_overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, seconds
-from pgwerk_django.text import LONGEST_NAME, free_text, text
+from pgwerk_django.text import DEEPEST_JSON, LONGEST_NAME, free_text, is_deep, text
 
 Function = TypeVar("Function")
 
@@ -24,7 +24,6 @@ LONGEST_QUEUE = 100
 LONGEST_FUNCTION = 500
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_JSON = 16 * 2**20  # characters; PostgreSQL's own limit is 256 MB, and it takes those of many jobs at once
-DEEPEST_JSON = 100
 
 
 def path_of(func: object) -> str:
@@ -137,20 +136,9 @@ def json_value(value: object, option: str, *, default: Callable[[object], object
     if _NUL.search(text):
         raise ValueError(f"{option} must not contain a NUL character, got {shown(value)}")
     read = json.loads(text)
-    if _is_deeper(read, DEEPEST_JSON):
+    if is_deep(read):
         raise ValueError(f"{option} must be nested at most {DEEPEST_JSON} deep, got {shown(value)}")
     return read
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    """Level by level, so that nothing here is as deep as the value."""
-    level = [value]
-    for _ in range(depth):
-        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        if not inner:
-            return False
-        level = [each for values in inner for each in values]
-    return any(isinstance(each, dict | list) for each in level)
 
 
 def json_args(value: object, option: str) -> list[Any]:

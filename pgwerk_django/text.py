@@ -1,10 +1,12 @@
 """Text that people and programs hand us: refused at the door is what PostgreSQL cannot store, and what reads otherwise than it is."""
 
 import re
+from typing import Any
 
 from pgwerk_django.exceptions import shown
 
 LONGEST_NAME = 200
+DEEPEST_JSON = 100  # levels
 # Control characters, what ends a line or turns it around (one name could be read as another), and halves of surrogate
 # pairs, which have no UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,3 +34,14 @@ def free_text(value: object, option: str, *, longest: int | None = None) -> str:
 def person(value: object, option: str = "by") -> str:
     """Who did something; "" where nobody says."""
     return free_text(value, option, longest=LONGEST_NAME)
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a value has more levels than `DEEPEST_JSON`. Level by level, so that nothing here is as deep as the value."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        if not inner:
+            return False
+        level = [each for values in inner for each in values]
+    return any(isinstance(each, dict | list) for each in level)

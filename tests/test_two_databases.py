@@ -62,7 +62,7 @@ def test_a_site_that_is_set_up_as_the_guide_says(empty_database: str, manage: An
     with psycopg.connect(empty_database) as session:
         rows = session.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
         assert [name for (name,) in rows] == [
-            "_pgwerk_jobs", "_pgwerk_processes", "_pgwerk_queues", "_pgwerk_schedules", "django_migrations",
+            "_pgwerk_alerts", "_pgwerk_jobs", "_pgwerk_processes", "_pgwerk_queues", "_pgwerk_schedules", "django_migrations",
         ]  # fmt: skip
         made = (
             "INSERT INTO _pgwerk_schedules (name, function, interval, origin)"

@@ -3,7 +3,6 @@
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -44,7 +43,9 @@ def shown_traceback(text: str, *, whole: str = "") -> str:
     return shown_text(text, keep_end=True, whole=whole)
 
 
-def earlier_errors(entries: Sequence[Any]) -> str:
+def earlier_errors(entries: Any) -> str:
+    if not isinstance(entries, list):  # written by another program
+        return shown_json(entries)
     return format_html_join("", "{}{}", map(_earlier_error, entries)) or EMPTY
 
 
