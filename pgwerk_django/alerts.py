@@ -96,6 +96,9 @@ _JUDGED = """
 NOT schedule.replan AND (schedule.next_run_at IS NULL OR schedule.next_run_at > statement_timestamp())
 """
 
+# It reads far less than the planner fears, who would compile it first, or scan tables that had no rows when he last saw them.
+_SETTINGS = "SET LOCAL jit = off; SET LOCAL enable_seqscan = off;"
+
 _LOOK = f"""
 WITH RECURSIVE turn AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK[0]}, {ADVISORY_LOCK[1]}) AS mine
@@ -236,8 +239,9 @@ def look(*, using: str) -> tuple[list[Change], bool]:
     One statement, which writes only what is new. Nothing where another process looks at this moment.
     """
     with transaction.get_connection(using).cursor() as cursor:
-        # It reads far less than the planner fears, who would compile it first. Both go in one trip, as one transaction.
-        cursor.execute("SET LOCAL jit = off;" + _LOOK.replace("%(mail)s", str(conf.current().MAIL_ADMINS)))
+        # All go in one trip, as one transaction.
+        cursor.execute(_SETTINGS + _LOOK.replace("%(mail)s", str(conf.current().MAIL_ADMINS)))
+        cursor.nextset()
         cursor.nextset()
         rows = [Change(*row) for row in cursor.fetchall()]
     return [row for row in rows if row.is_over is not None], any(row.is_over is None for row in rows)

@@ -312,6 +312,8 @@ def test_a_look_is_led_by_the_indexes() -> None:
             ANALYZE _pgwerk_schedules; ANALYZE _pgwerk_jobs; ANALYZE _pgwerk_alerts;
             """
         )
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(alerts._SETTINGS)
         cursor.execute("EXPLAIN " + alerts._LOOK.replace("%(mail)s", "true"))
         plan = "\n".join(line for (line,) in cursor.fetchall())
     for index in ("pgwerk_due", "pgwerk_set_aside", "pgwerk_ended_badly", "pgwerk_claim", "pgwerk_outbox"):

@@ -654,8 +654,8 @@ def test_a_crontab(tmp_path: Path, run: Run) -> None:
         "line 15: it needs a shell (;)",
         "line 16: it reads its input from elsewhere (<)",
         "line 17: it needs a shell",
-        'line 18: it needs a shell, which puts something else for "$HOME"',
-        "line 19: it needs a shell, which puts something else for *.py",
+        "line 18: it needs a shell, which puts something else for '\"$HOME\"'",
+        "line 19: it needs a shell, which puts something else for '*.py'",
         "line 20: its quotes do not match",
         "line 21: it has a % without a backslash",
         "line 22: its first word after manage.py must be a management command",
@@ -856,7 +856,7 @@ def test_another_json_is_refused(run: Run, tmp_path: Path, text: str, why: str) 
 
 
 def test_a_source_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=r"nowhere cannot be imported: .*No such file"):
+    with pytest.raises(CommandError, match=r"'nowhere' cannot be imported: .*No such file"):
         run("nowhere")
     (tmp_path / "latin").write_bytes(b"\xe4\xff")
     with pytest.raises(CommandError, match="cannot be imported"):

@@ -80,6 +80,8 @@ def _kept(text: object, index: int, values: frozenset[int]) -> str:
     rest = values - frozenset().union(*(_read(item, index) for item in items))
     kept = [item for item in items if _read(item, index)]
     listed = [_listed(rest, index)] if rest else []
+    if kept[:1] != items[:1] and not listed:
+        return ""  # another item's star would come to stand in front
     # What came first stays first: only there does a star mean more than its values.
     both = ",".join([*kept, *listed] if kept[:1] == items[:1] else [*listed, *kept])
     return both if _read(both, index) == values else ""
