@@ -226,9 +226,11 @@ def test_the_overview_refreshes_and_keeps_scroll_and_focus(anna: Browser) -> Non
     for number in range(12):
         make(f"s{number}")
     anna.open(OVERVIEW)
-    link = anna.find("#pgwerk-next a")
-    href = link.get_attribute("href")
-    anna.driver.execute_script("arguments[0].focus(); window.scrollTo(0, 200)", link)
+    anna.find("#pgwerk-next a")
+    # In one go: what is found may be replaced by the next look.
+    href = anna.driver.execute_script(
+        "const link = document.querySelector('#pgwerk-next a'); link.focus(); window.scrollTo(0, 200); return link.href"
+    )
     before = anna.run("window.scrollY")
     Process.objects.create(role="scheduler", host="web-9")
     make_job("failing", status=Status.FAILED, queue="fresh")

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import html
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -193,20 +194,18 @@ def test_nothing_planted_becomes_markup_in_what_actions_say(anna: Client, plante
 
 def test_every_page_shows_rows_that_nobody_can_run(anna: Client, rows: list[str]) -> None:  # noqa: F811
     with connection.cursor() as cursor:
-        for column in ("args", "kwargs", "meta", "result", "progress", "errors", "backoff"):
-            for bomb in [*BOMBS.values(), '{"done": 1e5000}', '{"done": 1, "total": 1e400}', "[1, null, {}]", '"x"']:
-                cursor.execute(f"INSERT INTO _pgwerk_jobs (status, {column}) VALUES ('RUNNING', %s)", [bomb])
-        for queues in (*BOMBS.values(), "[null, [1]]"):
-            for stats in (
-                *BOMBS.values(),
-                '{"clock": 1e308}',
-                '{"clock": -1e15}',
-                '{"clock": 1e5000}',
-                '{"clock": "x"}',
-            ):
-                cursor.execute(
-                    "INSERT INTO _pgwerk_processes (role, queues, stats) VALUES ('worker', %s, %s)", [queues, stats]
-                )
+        columns = ("args", "kwargs", "meta", "result", "progress", "errors", "backoff")
+        for bomb in [*BOMBS.values(), '{"done": 1e5000}', '{"done": 1, "total": 1e400}', "[1, null, {}]", '"x"', "7"]:
+            cursor.execute(
+                f"INSERT INTO _pgwerk_jobs (status, {', '.join(columns)}) VALUES ('RUNNING'{', %s' * len(columns)})",
+                [bomb] * len(columns),
+            )
+        clocks = ('{"clock": 1e308}', '{"clock": -1e15}', '{"clock": 1e5000}', '{"clock": "x"}')
+        queues = itertools.cycle((*BOMBS.values(), "[null, [1]]"))
+        for stats in (*BOMBS.values(), *clocks):
+            cursor.execute(
+                "INSERT INTO _pgwerk_processes (role, queues, stats) VALUES ('worker', %s, %s)", [next(queues), stats]
+            )
     for place in ("overview", "schedule", "schedule/?all=", "job", "job/?all=", "process", "queue"):
         assert anna.get(f"{BASE}/{place}{'' if '?' in place else '/'}").status_code == 200, place
     for model in (Schedule, Job, Process):

@@ -160,7 +160,7 @@ def test_what_a_worker_could_not_import_is_refused(func: Any, what: str) -> None
         ({"interval": 5, "_description": "nul\0"}, ValueError, "_description"),
         ({"interval": 5, "_description": "half \ud800"}, ValueError, "_description .* surrogate"),
         ({"interval": 5, "_name": "half \ud800"}, ValueError, "_name must have"),
-        ({"interval": 5, "_queu": "x"}, TypeError, "did you mean '_queue'.*got _queu='x'"),
+        ({"interval": 5, "_queu": "x"}, TypeError, "'_queu' is not an option .did you mean '_queue'.*got 'x'"),
         ({"interval": 5, "_timezone": "Europe/Pariss"}, ValueError, "_timezone must be .* got 'Europe/Pariss'"),
     ],
 )
