@@ -23,17 +23,20 @@ from tests.waiting import wait_until
 def _flush(operations: DatabaseOperations, style: Any, tables: list[str], **options: Any) -> list[str]:
     """What Django empties the tables with after each test: TRUNCATE makes new files for every index, which takes most of a test.
 
-    The lock is TRUNCATE's: who still writes ends first. What a test has made large is truncated all the same.
+    The lock is TRUNCATE's: who still writes ends first. What a test has made large, or had analysed, which other plans would
+    show, is truncated all the same.
     """
     quoted = {table: operations.quote_name(table) for table in tables}
     with operations.connection.cursor() as cursor:
         cursor.execute(
-            "SELECT relname FROM pg_class WHERE relname = ANY(%s) AND pg_relation_size(oid) > 200000", [tables]
+            "SELECT relname FROM pg_class"
+            " WHERE relname = ANY(%s) AND (pg_relation_size(oid) > 200000 OR relpages > 0 OR reltuples >= 0)",
+            [tables],
         )
-        large = {name for (name,) in cursor if name.startswith("_pgwerk")}  # nobody's constraints lead to those
+        used = {name for (name,) in cursor if name.startswith("_pgwerk")}  # nobody's constraints lead to those
     return [
         f"LOCK TABLE {', '.join(quoted.values())}",
-        *[f"TRUNCATE {name}" if table in large else f"DELETE FROM {name}" for table, name in quoted.items()],
+        *[f"TRUNCATE {name}" if table in used else f"DELETE FROM {name}" for table, name in quoted.items()],
     ]
 
 
