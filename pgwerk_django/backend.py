@@ -63,8 +63,9 @@ class PgwerkBackend(framework("backends.base").BaseTaskBackend):  # type: ignore
 
     def get_result(self, result_id: Any) -> Any:
         """Raises `TaskResultDoesNotExist`, also for the id of a job that is no Task's (or no longer)."""
+        from pgwerk_django.jobs import current_job
         from pgwerk_django.models import Job
-        from pgwerk_django.targets.results import result_of, task_of
+        from pgwerk_django.targets.results import begun, result_of, task_of
 
         missing = framework("exceptions").TaskResultDoesNotExist
         if not isinstance(result_id, str | uuid.UUID):
@@ -76,7 +77,8 @@ class PgwerkBackend(framework("backends.base").BaseTaskBackend):  # type: ignore
         task = task_of(job)
         if task is None:
             raise missing(f"{result_id}: {job.function!r} is not a Task")
-        return result_of(job, task)
+        running = current_job()
+        return result_of(begun(job, running.clock) if running and running.pk == job.pk else job, task)
 
     @functools.cached_property
     def columns(self) -> dict[str, Any]:

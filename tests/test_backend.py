@@ -22,7 +22,7 @@ from django.db import transaction
 from pgwerk_django import checks, schedule
 from pgwerk_django.exceptions import FunctionNotFound
 from pgwerk_django.framework import framework
-from pgwerk_django.jobs import current_job, enqueue, pause_queue
+from pgwerk_django.jobs import CurrentJob, current_job, enqueue, pause_queue, running
 from pgwerk_django.models import Job, Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
@@ -631,3 +631,14 @@ def test_without_the_framework_plain_jobs_run(monkeypatch: pytest.MonkeyPatch) -
         assert current_job() is None
     finally:
         framework.cache_clear()
+
+
+def test_a_task_that_asks_for_itself_has_begun() -> None:
+    """Its start is written some milliseconds later, or with its end."""
+    result = tasks.ours.enqueue(1)
+    Job.objects.filter(pk=result.id).update(status="RUNNING", prefetched=True)
+    job = Job.objects.get(pk=result.id)
+    with running(CurrentJob(job, lambda said: None)):
+        result.refresh()
+    assert result.status == "RUNNING"
+    assert result.started_at >= result.enqueued_at

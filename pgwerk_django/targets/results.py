@@ -133,6 +133,11 @@ def _worker_ids(job: Job) -> Iterator[str]:
         yield job.worker_name
 
 
+def begun(job: Job, clock: Callable[[], dt.datetime]) -> Job:
+    """The row of a job that asks for itself: that it began may be yet to be written."""
+    return _with(job, prefetched=False, started_at=clock()) if job.prefetched else job
+
+
 class TaskRun:
     """A Task of our own backend that runs in this process."""
 
