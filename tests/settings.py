@@ -98,15 +98,13 @@ PGWERK = {
 ADMINS = ["ada@example.org"] if django.VERSION >= (6, 0) else [("Ada", "ada@example.org")]
 # What tests read of the mails that their processes send: a folder, or a port of their own.
 MAILS, SMTP_PORT = os.environ.get("PGWERK_TEST_MAILS", ""), os.environ.get("PGWERK_TEST_SMTP", "")
+MAILER = f"django.core.mail.backends.{'smtp' if SMTP_PORT else 'filebased' if MAILS else 'dummy'}.EmailBackend"
 if django.VERSION >= (6, 1):
-    MAILERS = {
-        "default": {
-            "BACKEND": f"django.core.mail.backends.{'smtp' if SMTP_PORT else 'filebased'}.EmailBackend",
-            "OPTIONS": {"host": "127.0.0.1", "port": int(SMTP_PORT)} if SMTP_PORT else {"file_path": MAILS},
-        }
-    }
-elif MAILS:
-    EMAIL_BACKEND = "django.core.mail.backends.filebased.EmailBackend"
+    options = {"host": "127.0.0.1", "port": int(SMTP_PORT)} if SMTP_PORT else {"file_path": MAILS} if MAILS else {}
+    MAILERS = {"default": {"BACKEND": MAILER, "OPTIONS": options}}
+else:
+    EMAIL_BACKEND = MAILER
+if MAILS and django.VERSION < (6, 1):
     EMAIL_FILE_PATH = MAILS
-elif SMTP_PORT:
+if SMTP_PORT and django.VERSION < (6, 1):
     EMAIL_HOST, EMAIL_PORT = "127.0.0.1", int(SMTP_PORT)
