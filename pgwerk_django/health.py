@@ -270,17 +270,26 @@ def _answering(using: str) -> Iterator[Any]:
         yield cursor
 
 
+def _number(name: str) -> str:
+    """What a process said of itself; NULL for what is no number, or no sensible one: another program may have written it."""
+    return (
+        f"CASE WHEN jsonb_typeof(stats->'{name}') = 'number' AND (stats->>'{name}')::numeric BETWEEN 0 AND 1e12"
+        f" THEN (stats->>'{name}')::numeric END"
+    )
+
+
 def _processes(cursor: Any) -> list[ProcessSeen]:
     cursor.execute(
-        """
-        SELECT role, host, pid, version, ARRAY(SELECT jsonb_array_elements_text(queues)),
+        f"""
+        SELECT role, host, pid, version,
+            CASE jsonb_typeof(queues) WHEN 'array' THEN ARRAY(SELECT jsonb_array_elements_text(queues)) ELSE '{{}}' END,
             round(extract(epoch FROM statement_timestamp() - started_at), 1)::float8,
             round(extract(epoch FROM statement_timestamp() - heartbeat_at), 1)::float8,
             round(extract(epoch FROM statement_timestamp() - last_tick_at), 1)::float8,
-            coalesce((stats->>'poll')::float8, 1),
-            round((stats->>'clock')::numeric - extract(epoch FROM heartbeat_at), 3)::float8
+            coalesce({_number("poll")}, 1)::float8,
+            round({_number("clock")} - extract(epoch FROM heartbeat_at), 3)::float8
         FROM _pgwerk_processes ORDER BY role, host, pid
-        """
+        """  # noqa: S608  our own text
     )
     return [ProcessSeen(*row) for row in cursor.fetchall()]
 

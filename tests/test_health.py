@@ -412,6 +412,17 @@ def test_a_database_that_cannot_be_reached_is_one_clear_line(manage: Any) -> Non
     assert here.text().splitlines()[0] == "unknown"  # to restart it would bring no database back
 
 
+@pytest.mark.parametrize("stats", ['{"poll": 1e5000, "clock": 1e5000}', '{"poll": "x", "clock": [1]}', "[1]", "null"])
+def test_a_process_row_that_makes_no_sense_hides_no_other(stats: str) -> None:
+    process("scheduler")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO _pgwerk_processes (role, host, queues, stats) VALUES ('worker', 'x', %s, %s)", [stats, stats]
+        )
+    assert judged().status == "green"
+    assert health.judge_here(using="default", role="scheduler").status == "green"
+
+
 # A scheduler each of whose ticks is cancelled, as by `statement_timeout`.
 TICKS_FAIL = """
 import django
