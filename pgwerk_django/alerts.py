@@ -26,7 +26,7 @@ from django.db import transaction
 
 from pgwerk_django import conf, signals
 from pgwerk_django.loop import Every
-from pgwerk_django.models import FAILED, MISSED, atomic
+from pgwerk_django.models import FAILED, LINES, MISSED, atomic
 
 WATCH = dt.timedelta(seconds=5)
 PATIENCE = 20  # times what a look has taken, to the next one
@@ -54,24 +54,6 @@ AND least(schedule.next_run_at, schedule.triggered_at)
 WAITS_FOR_TOO_LONG = f"""
 (job.run_at < statement_timestamp() - interval '{LONGEST_WAIT} seconds' OR job.target <> 'worker' AND job.attempt > 0
     AND job.enqueued_at < statement_timestamp() - interval '{LONGEST_WAIT} seconds')
-"""
-
-# Queues and the priorities in them: each is one step along the claim index.
-LINES = """
-lines (queue, priority) AS (
-    (SELECT queue, priority FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker'
-        ORDER BY queue, priority DESC LIMIT 1)
-    UNION ALL
-    SELECT next.queue, next.priority FROM lines, LATERAL (
-        (SELECT queue, priority FROM _pgwerk_jobs
-            WHERE status = 'READY' AND target = 'worker' AND queue = lines.queue AND priority < lines.priority
-            ORDER BY priority DESC LIMIT 1)
-        UNION ALL
-        (SELECT queue, priority FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND queue > lines.queue
-            ORDER BY queue, priority DESC LIMIT 1)
-        LIMIT 1
-    ) AS next
-)
 """
 
 # The newest of a schedule's last 30 jobs that succeeded or failed: its key says when it was due. (As `is_failing` has it.)

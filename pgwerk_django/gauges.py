@@ -35,7 +35,7 @@ from pgwerk_django.measurements import (
     UP,
     Measure,
 )
-from pgwerk_django.models import MOST_COUNTED, SILENT_AFTER
+from pgwerk_django.models import LINES, MOST_COUNTED, SILENT_AFTER, TARGETS
 
 WITHIN = 5.0  # seconds until whoever asked is told that the database does not answer
 STATEMENT_TIMEOUT = 4  # seconds, of each statement
@@ -95,32 +95,15 @@ FROM (
 """  # noqa: S608
 STATES = ("active", "ended", "paused", "error")
 
-# From place to place by the claim index: queues, and in each its priorities. At each, first comes what has waited longest,
-# so neither a high priority nor a long delay hides what waits behind it.
+# At each place first comes what has waited longest, so neither a high priority nor a long delay hides what waits behind it.
 _PLACES = f"""
-WITH RECURSIVE place (queue, priority, run_at) AS (
-    (
-        SELECT queue, priority, run_at FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker'
-        ORDER BY queue, priority DESC, run_at LIMIT 1
-    )
-    UNION ALL
-    SELECT following.* FROM place, LATERAL (
-        (
-            SELECT queue, priority, run_at FROM _pgwerk_jobs
-            WHERE status = 'READY' AND target = 'worker' AND queue = place.queue AND priority < place.priority
-            ORDER BY priority DESC, run_at LIMIT 1
-        )
-        UNION ALL
-        (
-            SELECT queue, priority, run_at FROM _pgwerk_jobs
-            WHERE status = 'READY' AND target = 'worker' AND queue > place.queue
-            ORDER BY queue, priority DESC, run_at LIMIT 1
-        )
-        ORDER BY queue, priority DESC LIMIT 1
-    ) AS following
-)
-SELECT queue, priority, greatest(extract(epoch FROM statement_timestamp() - run_at), 0)::float8
-FROM place LIMIT {MOST_PLACES}
+WITH RECURSIVE {LINES}
+SELECT queue, priority, greatest(extract(epoch FROM statement_timestamp() - first.run_at), 0)::float8
+FROM (SELECT * FROM lines LIMIT {MOST_PLACES}) AS place, LATERAL (
+    SELECT run_at FROM _pgwerk_jobs
+    WHERE status = 'READY' AND target = 'worker' AND queue = place.queue AND priority = place.priority
+    ORDER BY run_at LIMIT 1
+) AS first
 """  # noqa: S608
 
 _COUNTED = """
@@ -160,14 +143,7 @@ _QUEUES = f"SELECT name, paused FROM _pgwerk_queues ORDER BY name LIMIT {MOST_QU
 
 # By when it was enqueued: each failure moves `run_at`.
 _OUTBOX = f"""
-WITH RECURSIVE found (target) AS (
-    (SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' ORDER BY target LIMIT 1)
-    UNION ALL
-    SELECT (
-        SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' AND target > found.target
-        ORDER BY target LIMIT 1
-    ) FROM found WHERE found.target IS NOT NULL
-)
+WITH RECURSIVE {TARGETS}
 SELECT found.target, waiting.* FROM (
     SELECT target FROM found WHERE target IS NOT NULL LIMIT {MOST_TARGETS}
 ) AS found, LATERAL (

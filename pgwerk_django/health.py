@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import psycopg.errors
 from django.db import DatabaseError, InterfaceError, transaction
 
-from pgwerk_django.alerts import LATE_AFTER, LINES, LONGEST_WAIT
+from pgwerk_django.alerts import LATE_AFTER, LONGEST_WAIT
 from pgwerk_django.loop import LONGEST_SLEEP
-from pgwerk_django.models import HEARTBEAT, MOST_COUNTED, SILENT_AFTER
+from pgwerk_django.models import HEARTBEAT, LINES, MOST_COUNTED, SILENT_AFTER
 
 ROLES = ("scheduler", "worker")
 POLLS = 3  # that a scheduler may miss
 ANSWERS_WITHIN = 5  # seconds of each statement
 # Dead index entries that a snapshot keeps make each look at the tables slower. Seconds, or transactions where no time is known.
 LONGEST_SNAPSHOT, LARGEST_SNAPSHOT = 300, 1_000_000
-CLOCK_IS_OFF = 2.0  # seconds
+CLOCK_IS_OFF = 2.0  # seconds, from which on the difference is no longer the network's
 MOST_LISTED = 5
 
 

@@ -161,24 +161,46 @@ UNPAUSED: dict[str, Any] = {"paused": False, "paused_at": None, "paused_by": "",
 MAY_RUN = Q(paused=False) | Q(triggered_at__isnull=False)
 
 
-# From target to target by the index `pgwerk_outbox`. Literals lead any plan to it.
-WAITING_TARGETS = """
-ARRAY(
-    WITH RECURSIVE found (target) AS (
-        (SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' ORDER BY target LIMIT 1)
+# Of `WITH RECURSIVE`: queues in which jobs wait for a worker, and the priorities in them, each one step along `pgwerk_claim`.
+LINES = """
+lines (queue, priority) AS (
+    (SELECT queue, priority FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker'
+        ORDER BY queue, priority DESC LIMIT 1)
+    UNION ALL
+    SELECT next.queue, next.priority FROM lines, LATERAL (
+        (SELECT queue, priority FROM _pgwerk_jobs
+            WHERE status = 'READY' AND target = 'worker' AND queue = lines.queue AND priority < lines.priority
+            ORDER BY priority DESC LIMIT 1)
         UNION ALL
-        SELECT (
-            SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' AND target > found.target
-            ORDER BY target LIMIT 1
-        ) FROM found WHERE found.target IS NOT NULL
-    )
+        (SELECT queue, priority FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND queue > lines.queue
+            ORDER BY queue, priority DESC LIMIT 1)
+        ORDER BY queue, priority DESC LIMIT 1
+    ) AS next
+)
+"""
+
+# Of the same: targets to which jobs wait to be handed over, by `pgwerk_outbox`. Literals lead any plan to both.
+TARGETS = """
+found (target) AS (
+    (SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' ORDER BY target LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT target FROM _pgwerk_jobs WHERE status = 'READY' AND target <> 'worker' AND target > found.target
+        ORDER BY target LIMIT 1
+    ) FROM found WHERE found.target IS NOT NULL
+)
+"""
+
+WAITING_TARGETS = f"""
+ARRAY(
+    WITH RECURSIVE {TARGETS}
     SELECT target FROM found WHERE target IS NOT NULL AND EXISTS (
         SELECT FROM _pgwerk_jobs job
         WHERE status = 'READY' AND target <> 'worker' AND job.target = found.target
             AND run_at <= statement_timestamp() AND (lease_until IS NULL OR lease_until <= statement_timestamp())
     )
 )
-"""
+"""  # noqa: S608  our own text
 
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):

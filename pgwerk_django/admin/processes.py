@@ -12,10 +12,10 @@ from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django.admin.display import EMPTY, chip, moment, shown_json, span
 from pgwerk_django.admin.pages import ReadOnlyPage, column
+from pgwerk_django.health import CLOCK_IS_OFF
 from pgwerk_django.models import SILENT_AFTER, Process
 
 LAST_CLOCK = 1e12  # any later one is no clock
-CLOCK_IS_OFF = 2.0  # seconds, from which on the difference is no longer the network's
 
 
 def clock_offset(process: Any) -> str:
