@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, Unpack, overload
 
-import psycopg.errors
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
 
@@ -30,7 +29,15 @@ from pgwerk_django.models import (
     database_now,
 )
 from pgwerk_django.registry import Options
-from pgwerk_django.sync import AT_ONCE, Difference, check_on_unregistered, stand_by, synchronise
+from pgwerk_django.sync import (
+    AT_ONCE,
+    Difference,
+    StandBy,
+    check_on_unregistered,
+    is_held,
+    orphan_grace,
+    synchronise,
+)
 from pgwerk_django.text import free_text
 from pgwerk_django.tick import tick
 
@@ -81,26 +88,24 @@ class _Service:
         self._process = Process.here("scheduler", version=pgwerk_django.__version__)
         self._synced = False
         self._hand_over = HandOver(str(self._process), using=self._using)
+        self._stand_by = StandBy(declared.registry, on_unregistered=scheduler.on_unregistered, using=self._using)
         self._watch = Watch(using=self._using)
         self._time_to_beat = Every(HEARTBEAT)
-        self._time_to_beat_all_the_same = Every(2 * HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._time_to_look_aside = Every(LOOK_ASIDE)
         self._floor = Floor()
         self._seen_coming: float | None = None  # on our own clock: when what the last look saw will be due
-        self._grace = _orphan_grace()
-        self._time_to_stand_by = Every(min(self._grace / 3, HOUSEKEEPING))
-        self._stood_by_at = time.monotonic()
 
     @property
     def ready(self) -> bool:
         return self._synced
 
     def step(self) -> float:
-        if not self._synced and not self._sync():
-            return _held_by_another()
-        if self._time_to_beat_all_the_same():  # ticks fail: that is to be told from a process that is gone
-            self._beat()
+        if not self._synced:
+            if not self._sync():
+                return _held_by_another()
+        elif self._time_to_beat():  # first of all: one whose ticks fail is to be told from one that is gone
+            self._process.beat(using=self._using)
         if self._time_to_look_aside():
             self._look_aside()
         if self._seen_coming is not None and time.monotonic() >= self._seen_coming:
@@ -130,21 +135,16 @@ class _Service:
     def _sync(self) -> bool:
         """Whether it could be done: a row that somebody holds must not keep us from hearing that we are to stop."""
         try:
-            self._scheduler._synchronise(self._grace, lock_timeout=SYNC_PATIENCE)
+            self._scheduler._synchronise(self._stand_by.grace, lock_timeout=SYNC_PATIENCE)
         except OperationalError as error:
-            if not _is_held(error):
+            if not is_held(error):
                 raise
             return False
-        self._time_to_stand_by()
-        self._stood_by_at = time.monotonic()
-        self._beat()  # before its first tick: what that does has a process to show for it
+        self._stand_by.spoke()
+        self._process.beat(using=self._using)  # before its first tick: what that does has a process to show for it
         signals.send_now(signals.process_started, role="scheduler")
         self._synced = True
         return True
-
-    def _beat(self) -> None:
-        self._process.beat(using=self._using)
-        self._time_to_beat_all_the_same.again(2 * HEARTBEAT.total_seconds())
 
     def _until(self, next_due_at: dt.datetime | None, now: dt.datetime) -> float:
         """Seconds from PostgreSQL's now, at most one poll: what becomes due earlier must not wait longer."""
@@ -169,38 +169,10 @@ class _Service:
             signals.send_now(signals.schedule_left_alone, name=name, why="a policy that this version does not know")
 
     def _care(self) -> None:
-        if self._time_to_beat():
-            self._beat()
         if self._time_to_clean() and keep_house(using=self._using) == EXPIRED_BATCH:
             self._time_to_clean.again()
         self._watch.step()
-        if self._time_to_stand_by():
-            self._stand_by()
-
-    def _stand_by(self) -> None:
-        """Who was away for longer than the grace (frozen, or without a database) lets others speak before it judges."""
-        judging = time.monotonic() - self._stood_by_at <= self._grace.total_seconds()
-        try:
-            stand_by(
-                declared.registry,
-                on_unregistered=self._scheduler.on_unregistered,
-                using=self._using,
-                grace=self._grace,
-                judging=judging,
-                lock_timeout=SYNC_PATIENCE,
-            )
-        except OperationalError as error:
-            if not _is_held(error):
-                raise
-        self._stood_by_at = time.monotonic()
-
-
-def _is_held(error: OperationalError) -> bool:
-    return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
-
-
-def _orphan_grace() -> dt.timedelta:
-    return dt.timedelta(seconds=conf.current().ORPHAN_GRACE)
+        self._stand_by.step(lock_timeout=SYNC_PATIENCE)
 
 
 def _held_by_another() -> float:
@@ -263,7 +235,7 @@ class Scheduler:
 
     def run_once(self, batch_size: int | None = None) -> None:
         """Sync, tick until nothing is due (or `stop()`), hand over, keep house: for sites that start it from cron."""
-        self._synchronise(_orphan_grace())
+        self._synchronise(orphan_grace())
         self._schedules.retry_set_aside()
         while not self._stopped and self.tick(batch_size):
             pass

@@ -1,6 +1,7 @@
 """What code declares becomes rows: insert, update, and what becomes of rows that code no longer declares."""
 
 import datetime as dt
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from django.db import OperationalError, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from pgwerk_django import signals, targets
+from pgwerk_django import conf, signals, targets
 from pgwerk_django.exceptions import shown
+from pgwerk_django.housekeeping import HOUSEKEEPING
+from pgwerk_django.loop import Every
 from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
 from pgwerk_django.registry import Definition, Registry, differences
 
@@ -147,6 +150,51 @@ def stand_by(
         with _one_at_a_time(using, lock_timeout):
             wronged.resume(by=SYNC)
             _reconcile(orphans, _sorted(orphans), on_unregistered, using)
+
+
+class StandBy:
+    """The part that one live scheduler has in it: it speaks a few times within the grace, and judges."""
+
+    def __init__(self, registry: Registry, *, on_unregistered: str, using: str) -> None:
+        self.grace = orphan_grace()
+        self._registry = registry
+        self._on_unregistered = on_unregistered
+        self._using = using
+        self._time_to_speak = Every(min(self.grace / 3, HOUSEKEEPING))
+        self.spoke()
+
+    def spoke(self) -> None:
+        """A sync has said it all."""
+        self._time_to_speak()
+        self._spoke_at = time.monotonic()
+
+    def step(self, *, lock_timeout: dt.timedelta) -> None:
+        if not self._time_to_speak():
+            return
+        # Who was away for longer than the grace (frozen, or without a database) lets others speak before it judges.
+        judging = time.monotonic() - self._spoke_at <= self.grace.total_seconds()
+        try:
+            stand_by(
+                self._registry,
+                on_unregistered=self._on_unregistered,
+                using=self._using,
+                grace=self.grace,
+                judging=judging,
+                lock_timeout=lock_timeout,
+            )
+        except OperationalError as error:
+            if not is_held(error):
+                raise
+        self._spoke_at = time.monotonic()
+
+
+def orphan_grace() -> dt.timedelta:
+    return dt.timedelta(seconds=conf.current().ORPHAN_GRACE)
+
+
+def is_held(error: OperationalError) -> bool:
+    """Whether it is a lock that others held for longer than we would wait."""
+    return isinstance(error.__cause__, psycopg.errors.LockNotAvailable)
 
 
 @contextmanager

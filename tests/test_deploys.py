@@ -1,6 +1,8 @@
 """Rolling deploys: old and new code run side by side, restart in any order, and harm each other's schedules never."""
 
 import datetime as dt
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +11,9 @@ from pgwerk_django import signals
 from pgwerk_django.models import Process, Schedule
 from pgwerk_django.registry import Registry, define
 from pgwerk_django.scheduler import Scheduler
-from pgwerk_django.sync import stand_by, synchronise
+from pgwerk_django.sync import StandBy, stand_by, synchronise
 from tests import functions
-from tests.time_travel import MINUTE, make, now
+from tests.time_travel import MINUTE, SECOND, make, now
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -113,6 +115,21 @@ def test_who_was_away_lets_others_speak_before_it_judges() -> None:
     go_on(code(*OLD), "delete", judging=False)
     go_on(code(*NEW), "delete")
     assert alive() == {"both", "old", "new"}
+
+
+@pytest.mark.parametrize(("away", "left"), [(10 * MINUTE, {"both", "old", "new"}), (2 * MINUTE, {"both", "new"})])
+def test_a_scheduler_knows_how_long_it_was_away(
+    monkeypatch: pytest.MonkeyPatch, away: dt.timedelta, left: set[str]
+) -> None:
+    restart(code(*OLD))
+    restart(code(*NEW))
+    pass_by(10 * MINUTE)
+    one = StandBy(code(*NEW), on_unregistered="delete", using="default")
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + away.total_seconds())
+    for module in ("sync", "loop"):
+        monkeypatch.setattr(f"pgwerk_django.{module}.time", later)
+    one.step(lock_timeout=SECOND)
+    assert alive() == left
 
 
 DECLARES_ONE = """
