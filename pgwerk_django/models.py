@@ -20,7 +20,7 @@ from django.db.models.functions import Coalesce, Greatest, Least, Now
 from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils.translation import gettext_lazy as _
 
-from pgwerk_django import conf, signals
+from pgwerk_django import conf, prepared, signals
 from pgwerk_django.policies import Misfire, Overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interval, Once, Recurrence, Window
 from pgwerk_django.text import DEEPEST_JSON, free_text, is_deep, person
@@ -202,6 +202,16 @@ ARRAY(
 )
 """  # noqa: S608  our own text
 
+_LOOK = f"""
+SELECT (
+    SELECT least(next_run_at, triggered_at) FROM _pgwerk_schedules
+    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
+        AND misfire = ANY(%(misfires)s) AND overlap = ANY(%(overlaps)s)
+        AND least(next_run_at, triggered_at) >= coalesce(%(since)s, '-infinity'::timestamptz)
+    ORDER BY least(next_run_at, triggered_at) LIMIT 1
+), statement_timestamp(), {WAITING_TARGETS}
+"""  # noqa: S608  our own text
+
 
 class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def due(self, now: datetime | None = None, *, since: datetime | None = None) -> Self:
@@ -222,18 +232,8 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         With `since` the look begins there, and passes over the dead entries before it: see `Floor`.
         """
         with transaction.get_connection(self.db).cursor() as cursor:
-            cursor.execute(
-                f"""
-                SELECT (
-                    SELECT least(next_run_at, triggered_at) FROM _pgwerk_schedules
-                    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
-                        AND misfire = ANY(%s) AND overlap = ANY(%s)
-                        AND least(next_run_at, triggered_at) >= coalesce(%s, '-infinity'::timestamptz)
-                    ORDER BY least(next_run_at, triggered_at) LIMIT 1
-                ), statement_timestamp(), {WAITING_TARGETS}
-                """,  # noqa: S608  our own text
-                [Misfire.values, Overlap.values, since],
-            )
+            values = {"misfires": Misfire.values, "overlaps": Overlap.values, "since": since}
+            prepared.execute(cursor, _LOOK, values)
             next_due_at, now, waiting = cursor.fetchone()
         return next_due_at, now, waiting
 

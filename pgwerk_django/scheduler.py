@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
 
 import pgwerk_django
-from pgwerk_django import conf, signals, targets
+from pgwerk_django import conf, prepared, signals, targets
 from pgwerk_django import registry as declared
 from pgwerk_django.alerts import Watch
 from pgwerk_django.exceptions import shown
@@ -262,7 +262,7 @@ class Scheduler:
         )
         channels = ["pgwerk_schedules", *(["pgwerk_jobs"] if others else [])]
         try:
-            with listening(bell, *channels, on_failed=signals.send_listen_failed):
+            with prepared.keeping(), listening(bell, *channels, on_failed=signals.send_listen_failed):
                 if self._stopped:  # before it could start
                     self._loop.stop()
                 self._loop.run()

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import psycopg
 from django.db import DatabaseError, transaction
 from psycopg.types.datetime import TimestamptzLoader
 
-from pgwerk_django import conf, policies, signals, spans
+from pgwerk_django import conf, policies, prepared, signals, spans
 from pgwerk_django.arrays import array
 from pgwerk_django.models import Schedule, atomic, instant, recurrence_of
 
@@ -22,6 +23,8 @@ _READ = (
 )  # fmt: skip
 _Row = namedtuple("_Row", _READ)  # type: ignore[misc]
 LONGEST_ERROR = 2000
+# As many rows as PostgreSQL takes an array for whose length it does not know. For more, to plan is the least of the work.
+MOST_FOR_A_KEPT_PLAN = 10
 
 
 @dataclass(slots=True)
@@ -129,21 +132,24 @@ def _tick(
 
 
 @functools.lru_cache(maxsize=8)
-def _claim_query(
-    limit: int, using: str, now: dt.datetime | None, since: dt.datetime | None
-) -> tuple[str, tuple[Any, ...]]:
+def _claim_query(limit: int, using: str, now: dt.datetime | None, since: dt.datetime | None) -> str:
     """The ORM's own text, which is always the same: to make it takes a millisecond."""
     due = Schedule.objects.using(using).due(now, since=since).annotate(now=instant(now)).claim(limit)
     statement, parameters = due.values_list(*_READ).query.get_compiler(using).as_sql()
-    return statement, tuple(parameters)
+    # With all values in it, LIMIT's above all: a plan that does not know it takes it for a tenth of the table.
+    connection = transaction.get_connection(using).connection
+    return psycopg.ClientCursor(connection).mogrify(statement, parameters).replace("%", "%%")
 
 
 def _claim(limit: int, *, using: str, now: dt.datetime | None, since: dt.datetime | None = None) -> list[Any]:
-    statement, parameters = _claim_query(limit, using, now, since)
     with transaction.get_connection(using).cursor() as cursor:
         # Django's loader is written in Python and takes 7 ms for a thousand rows; psycopg's own, in C, less than one.
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-        cursor.execute(statement, parameters)
+        statement = _claim_query(limit, using, now, since)
+        if now is None and since is None:
+            prepared.execute(cursor, statement, {})
+        else:
+            cursor.execute(statement, {})
         return list(map(_Row._make, cursor.fetchall()))
 
 
@@ -215,7 +221,7 @@ WITH plan AS MATERIALIZED (
         CASE WHEN due.recurs THEN due.next_run_at WHEN NOT s.paused THEN s.next_run_at END AS next_due_at,
         due.due_at, due.dropped_until, due.kind, due.due_text, due.dropped_text,
         -- What is late starts from now: after an outage it is to be spread, too.
-        CASE WHEN due.due_at >= %(now)s - s.misfire_grace * interval '1 second' THEN due.due_at ELSE %(now)s END
+        CASE WHEN due.due_at >= %(now)s::timestamptz - s.misfire_grace * interval '1 second' THEN due.due_at ELSE %(now)s END
             AS jitter_from,
         s.name || '@' || due.due_text || CASE due.kind WHEN 'trigger' THEN '#trigger' ELSE '' END AS key,
         CASE
@@ -348,7 +354,10 @@ def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
         "result_ttl": conf.current().RESULT_TTL,
     }
     with transaction.get_connection(using).cursor() as cursor:
-        cursor.execute(_WRITE, parameters)
+        if len(pks) > MOST_FOR_A_KEPT_PLAN:
+            cursor.execute(_WRITE, parameters)
+        else:
+            prepared.execute(cursor, _WRITE, parameters)
         jobs, skipped, repeated = cursor.fetchone()
     for key in repeated:
         signals.send(signals.due_time_repeated, using=using, key=key)

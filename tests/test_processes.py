@@ -442,6 +442,25 @@ def test_it_works_behind_pgbouncer_in_transaction_mode(manage: Any, pgbouncer: s
     for row in rows:
         assert set(gaps(row)) == {SECOND}
     assert not Job.objects.filter(status="RUNNING").exists()
+    # Each of the two server connections: one is held while the other is asked.
+    with (
+        psycopg.connect(pgbouncer, prepare_threshold=None) as one,
+        psycopg.connect(pgbouncer, prepare_threshold=None) as other,
+    ):
+        for server in (one, other):
+            assert server.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+def test_a_scheduler_prepares_what_it_repeats(manage: Any) -> None:
+    every_second("s")
+    scheduler = manage("runscheduler", "--on-unregistered=keep")
+    wait_until(lambda: Job.objects.count() >= 2)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'EXECUTE pgwerk%'"
+        )
+        assert cursor.fetchone() == (1,)
+    assert scheduler.stop() == 0
 
 
 # -- what must not keep it busy, nor keep it from stopping -------------------------------------------------------------

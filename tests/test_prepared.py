@@ -1,0 +1,119 @@
+"""What a live scheduler repeats is prepared in its session, and in no session that is not its own."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from pgwerk_django import prepared
+from pgwerk_django.models import Job, Schedule
+from pgwerk_django.tick import MOST_FOR_A_KEPT_PLAN, tick
+from tests.time_travel import SECOND, make
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def keeping() -> Iterator[None]:
+    with prepared.keeping():
+        yield
+    connection.close()  # and with it what was prepared and set
+
+
+def statements() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement FROM pg_prepared_statements ORDER BY prepare_time")
+        return [row[0] for row in cursor]
+
+
+def asked(ask: Any) -> list[str]:
+    with CaptureQueriesContext(connection) as queries:
+        ask()
+    return [query["sql"].split(" ", 1)[0] for query in queries]
+
+
+def due(count: int) -> None:
+    for number in range(count):
+        make(_name=f"n{number}", ago=SECOND)
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_repeated_tick_is_not_planned_again() -> None:
+    due(3)
+    assert tick(using="default", batch_size=1) == 1
+    assert len(statements()) == 2  # the claim and the write
+    repeated = asked(lambda: tick(using="default", batch_size=1))
+    assert [word for word in repeated if word in ("SELECT", "WITH", "PREPARE", "EXECUTE")] == ["EXECUTE", "EXECUTE"]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT sum(custom_plans) FROM pg_prepared_statements")
+        assert cursor.fetchone()[0] == 0
+    assert Job.objects.count() == 2
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_look_is_not_planned_again() -> None:
+    due(1)
+    found = Schedule.objects.look()[0]
+    assert asked(Schedule.objects.look) == ["EXECUTE"]
+    assert Schedule.objects.look()[0] == found
+    assert Schedule.objects.look(found)[0] == found
+    assert Schedule.objects.look(found + SECOND)[0] is None
+    assert len(statements()) == 1
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_plan_does_not_outlive_what_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "OLDEST_PLAN", -1.0)
+    Schedule.objects.look()
+    assert asked(Schedule.objects.look) == ["SET", "EXECUTE"]
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_large_tick_has_a_plan_of_its_own() -> None:
+    due(MOST_FOR_A_KEPT_PLAN + 1)
+    assert tick(using="default") == MOST_FOR_A_KEPT_PLAN + 1
+    assert len(statements()) == 1  # the claim
+    assert Job.objects.count() == MOST_FOR_A_KEPT_PLAN + 1
+
+
+@pytest.mark.usefixtures("keeping")
+def test_another_connection_has_its_own() -> None:
+    due(2)
+    assert tick(using="default", batch_size=1) == 1
+    connection.close()
+    assert tick(using="default", batch_size=1) == 1
+    assert len(statements()) == 2
+
+
+@pytest.mark.usefixtures("keeping")
+def test_where_they_do_not_stay_it_does_without() -> None:
+    due(3)
+    assert tick(using="default", batch_size=1) == 1
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    with pytest.raises(OperationalError, match="do not stay"):  # which a loop outlives
+        tick(using="default", batch_size=1)
+    assert tick(using="default", batch_size=1) == 1
+    assert tick(using="default", batch_size=1) == 1
+    assert statements() == []
+    assert Job.objects.count() == 3
+
+
+@pytest.mark.usefixtures("keeping")
+def test_what_a_rollback_takes_back_is_not_missed() -> None:
+    due(2)
+    with transaction.atomic():
+        assert tick(using="default", batch_size=1) == 1
+        transaction.set_rollback(True)
+    assert tick(using="default", batch_size=1) == 1
+    assert tick(using="default", batch_size=1) == 1
+    assert Job.objects.count() == 2
+
+
+def test_who_only_ticks_leaves_nothing_in_the_session() -> None:
+    due(1)
+    Schedule.objects.look()
+    assert tick(using="default") == 1
+    assert statements() == []
