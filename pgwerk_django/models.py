@@ -233,7 +233,7 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         """
         with transaction.get_connection(self.db).cursor() as cursor:
             values = {"misfires": Misfire.values, "overlaps": Overlap.values, "since": since}
-            prepared.execute(cursor, _LOOK, values)
+            prepared.execute(cursor, "look", _LOOK, values)
             next_due_at, now, waiting = cursor.fetchone()
         return next_due_at, now, waiting
 

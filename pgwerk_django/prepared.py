@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from django.db import OperationalError, ProgrammingError
+from django.db import NotSupportedError, OperationalError, ProgrammingError
 from django.db.backends.utils import CursorWrapper
 from psycopg import ClientCursor, Connection
 
 # Seconds. A plan for a table that is all but empty serves it badly once it is full, and PostgreSQL makes plans anew only
 # after the next ANALYZE.
 OLDEST_PLAN = 10.0
-# SQLSTATEs: the statement is not there, or is there already. So the session is shared after all.
-_NOT_OURS = ("26000", "42P05")
+# SQLSTATEs: the statement is not there, or is there already (so the session is shared after all), or a migration has changed
+# the type of a column in it.
+_USELESS = ("26000", "42P05", "0A000")
 
 
 class _Session:
@@ -28,21 +29,22 @@ class _Session:
         # EXECUTE takes no parameters: they must be in the text, as Django's usual cursors have it.
         is_direct = cursor.fetchone()[0] == cursor.connection.info.backend_pid
         self.is_own = is_direct and isinstance(cursor.cursor, ClientCursor)
-        self._prepared: set[str] = set()
+        self._names: dict[str, str] = {}  # of what is prepared, by its text
         self._planned_at = float("-inf")
 
-    def execute(self, cursor: CursorWrapper, statement: str, values: Mapping[str, Any]) -> None:
+    def execute(self, cursor: CursorWrapper, label: str, statement: str, values: Mapping[str, Any]) -> None:
         if time.monotonic() > self._planned_at + OLDEST_PLAN:
             # Else PostgreSQL would plan it for the values at hand, each time: that looks cheaper to it than it is.
             cursor.execute("SET plan_cache_mode = force_generic_plan; DISCARD PLANS")
             self._planned_at = time.monotonic()
-        name = f"pgwerk_{hashlib.sha256(statement.encode()).hexdigest()[:16]}"
-        if name not in self._prepared:
+        if statement not in self._names:
+            # With the text in the name, nobody's other statement is ever taken for it.
+            name = f"pgwerk_{label}_{hashlib.sha256(statement.encode()).hexdigest()[:8]}"
             numbered = {value: f"${number}" for number, value in enumerate(values, 1)}
             cursor.execute(f"PREPARE {name} AS {statement % numbered}")
-            self._prepared.add(name)
+            self._names[statement] = name
         places = ", ".join(f"%({value})s" for value in values)
-        cursor.execute(f"EXECUTE {name} ({places})" if values else f"EXECUTE {name}", values or None)
+        cursor.execute(f"EXECUTE {self._names[statement]}" + (f" ({places})" if values else ""), values or None)
 
 
 class _Sessions:
@@ -52,7 +54,7 @@ class _Sessions:
         self._of: WeakKeyDictionary[Connection[Any], _Session] = WeakKeyDictionary()
         self._given_up = False
 
-    def execute(self, cursor: CursorWrapper, statement: str, values: Mapping[str, Any]) -> bool:
+    def execute(self, cursor: CursorWrapper, label: str, statement: str, values: Mapping[str, Any]) -> bool:
         """Whether that was done: not where a session is shared."""
         if self._given_up:
             return False
@@ -62,13 +64,13 @@ class _Sessions:
         if not session.is_own:
             return False
         try:
-            session.execute(cursor, statement, values)
-        except ProgrammingError as error:
-            if getattr(error.__cause__, "sqlstate", None) not in _NOT_OURS:
+            session.execute(cursor, label, statement, values)
+        except (ProgrammingError, NotSupportedError) as error:
+            if getattr(error.__cause__, "sqlstate", None) not in _USELESS:
                 raise
             # Whoever runs the loop comes again with another connection, and finds that we do without.
             self._given_up = True
-            raise OperationalError(f"prepared statements do not stay where they were made: {error}") from error
+            raise OperationalError(f"a prepared statement is of no use any more: {error}") from error
         return True
 
 
@@ -85,11 +87,12 @@ def keeping() -> Iterator[None]:
         _kept.reset(token)
 
 
-def execute(cursor: CursorWrapper, statement: str, values: Mapping[str, Any]) -> None:
+def execute(cursor: CursorWrapper, label: str, statement: str, values: Mapping[str, Any]) -> None:
     """Run a statement with `%(name)s` in it (and `%%`), prepared if this thread is `keeping()` them.
 
-    A plan that is kept knows no values, nor how many an array holds: give it none that hold many.
+    `label` is what `pg_stat_activity` shows of one that is prepared: `EXECUTE pgwerk_label_…`. A plan that is kept knows no
+    values, nor how many an array holds: give it none that hold many.
     """
     sessions = _kept.get()
-    if sessions is None or not sessions.execute(cursor, statement, values):
+    if sessions is None or not sessions.execute(cursor, label, statement, values):
         cursor.execute(statement, values)

@@ -147,7 +147,7 @@ def _claim(limit: int, *, using: str, now: dt.datetime | None, since: dt.datetim
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
         statement = _claim_query(limit, using, now, since)
         if now is None and since is None:
-            prepared.execute(cursor, statement, {})
+            prepared.execute(cursor, "claim", statement, {})
         else:
             cursor.execute(statement, {})
         return list(map(_Row._make, cursor.fetchall()))
@@ -357,7 +357,7 @@ def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
         if len(pks) > MOST_FOR_A_KEPT_PLAN:
             cursor.execute(_WRITE, parameters)
         else:
-            prepared.execute(cursor, _WRITE, parameters)
+            prepared.execute(cursor, "write", _WRITE, parameters)
         jobs, skipped, repeated = cursor.fetchone()
     for key in repeated:
         signals.send(signals.due_time_repeated, using=using, key=key)

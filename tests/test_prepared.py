@@ -93,12 +93,31 @@ def test_where_they_do_not_stay_it_does_without() -> None:
     assert tick(using="default", batch_size=1) == 1
     with connection.cursor() as cursor:
         cursor.execute("DEALLOCATE ALL")
-    with pytest.raises(OperationalError, match="do not stay"):  # which a loop outlives
+    with pytest.raises(OperationalError, match="of no use any more"):  # which a loop outlives
         tick(using="default", batch_size=1)
     assert tick(using="default", batch_size=1) == 1
     assert tick(using="default", batch_size=1) == 1
     assert statements() == []
     assert Job.objects.count() == 3
+
+
+@pytest.mark.usefixtures("keeping")
+def test_a_migration_that_changes_a_type_is_outlived() -> None:
+    due(3)
+    assert tick(using="default", batch_size=1) == 1
+    try:
+        retype("run_count", "numeric")
+        with pytest.raises(OperationalError, match="of no use any more"):
+            tick(using="default", batch_size=1)
+        assert tick(using="default", batch_size=1) == 1
+    finally:
+        retype("run_count", Schedule._meta.get_field("run_count").db_type(connection))
+    assert Job.objects.count() == 2
+
+
+def retype(column: str, new: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE _pgwerk_schedules ALTER COLUMN {column} TYPE {new}")
 
 
 @pytest.mark.usefixtures("keeping")
