@@ -387,10 +387,11 @@ def pgbouncer(tmp_path: Path) -> Iterator[str]:
     given = connection.settings_dict
     folder = Path(tempfile.mkdtemp(prefix="pgwerk-bouncer-"))
     port = free_port()
+    password = f" password={given['PASSWORD']}" if given["PASSWORD"] else ""
     (folder / "pgbouncer.ini").write_text(
         f"""
         [databases]
-        * = host={given["HOST"]} port={given["PORT"] or 5432} user={given["USER"]} password={given["PASSWORD"]}
+        * = host={given["HOST"]} port={given["PORT"] or 5432} user={given["USER"]}{password}
         [pgbouncer]
         listen_addr = 127.0.0.1
         listen_port = {port}
