@@ -25,6 +25,7 @@ from django.core.mail import mail_admins
 from django.db import transaction
 
 from pgwerk_django import conf, signals
+from pgwerk_django.history import NEWEST_DECIDED
 from pgwerk_django.loop import Every
 from pgwerk_django.models import FAILED, LINES, MISSED, atomic
 
@@ -54,18 +55,6 @@ AND least(schedule.next_run_at, schedule.triggered_at)
 WAITS_FOR_TOO_LONG = f"""
 (job.run_at < statement_timestamp() - interval '{LONGEST_WAIT} seconds' OR job.target <> 'worker' AND job.attempt > 0
     AND job.enqueued_at < statement_timestamp() - interval '{LONGEST_WAIT} seconds')
-"""
-
-# The newest of a schedule's last 30 jobs that succeeded or failed: its key says when it was due. (As `is_failing` has it.)
-NEWEST_DECIDED = """
-LATERAL (
-    SELECT status, finished_at FROM (
-        SELECT key, status, finished_at FROM _pgwerk_jobs AS job
-        WHERE job.schedule_name = {name} AND job.key >= {name} || '@0001-01-01T00:00:00.000000Z'
-            AND job.key <= {name} || '@9999-12-31T23:59:59.999999Z#trigger'
-        ORDER BY key DESC LIMIT 30
-    ) AS last WHERE status IN ('SUCCESSFUL', 'FAILED') ORDER BY key DESC LIMIT 1
-)
 """
 
 _UNTOLD = (

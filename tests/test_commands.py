@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
-from pgwerk_django.models import Job, Queue, Schedule
+from pgwerk_django.models import Job, Queue, Schedule, State, Status
 from pgwerk_django.scheduler import Scheduler
 from tests.time_travel import HOUR, SECOND, make, make_due, now, reread
 
@@ -28,6 +29,62 @@ def test_list(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
         ["daily", "OK", "0 9 * * * (Europe/Paris)"],
         ["often", "PAUSED", "every 300 s"],
     ]
+
+
+def ran(name: str, *statuses: Status) -> None:
+    """Runs of a schedule, each due after what there is."""
+    for status in statuses:
+        due_at = now() - HOUR + Job.objects.count() * SECOND
+        key = f"{name}@{due_at:%Y-%m-%dT%H:%M:%S.%fZ}"
+        Job.objects.create(function="shop.run", schedule_name=name, due_at=due_at, key=key, status=status)
+
+
+def states(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    return dict(line.split("\t")[:2] for line in run(capsys, "schedules", "list"))
+
+
+def test_list_says_each_state(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    for state in State.values:
+        make(_name=state.lower())
+        ran(state.lower(), Status.SUCCESSFUL)
+    scheduler.tick()
+    Schedule.objects.filter(name="error").update(error="unknown zone")
+    Schedule.objects.filter(name="ended").update(next_run_at=None)
+    Schedule.objects.filter(name="late").update(next_run_at=now() - HOUR)
+    scheduler.pause("paused")
+    ran("failing", Status.FAILED)
+    assert states(capsys) == {state.lower(): state for state in State.values}
+
+
+def test_list_says_failing_until_it_has_succeeded(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
+    make(_name="one")
+    scheduler.tick()
+    ran("one", Status.SUCCESSFUL, Status.FAILED, Status.SKIPPED, Status.READY)
+    assert states(capsys) == {"one": "FAILING"}
+    scheduler.pause("one")
+    assert states(capsys) == {"one": "PAUSED"}  # as the admin has it: why it does not run comes first
+    scheduler.resume("one")
+    ran("one", Status.SUCCESSFUL)
+    assert states(capsys) == {"one": "OK"}
+
+
+def test_list_asks_once_for_all_that_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for number in range(3):
+        make(_name=f"s{number}")
+        ran(f"s{number}", Status.FAILED)
+        with CaptureQueriesContext(connection) as captured:
+            assert set(states(capsys).values()) == {"FAILING"}
+        counts.append(len(captured))
+    assert counts == counts[:1] * 3
+    (asked,) = [query["sql"] for query in captured.captured_queries if "_pgwerk_jobs" in query["sql"]]
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off")  # the table is so small
+        cursor.execute("EXPLAIN " + asked.partition(";")[2])
+        plan = " ".join(line for (line,) in cursor.fetchall())
+        cursor.execute("RESET enable_seqscan")
+    assert "pgwerk_failed" in plan
+    assert "pgwerk_job_key" in plan
 
 
 def test_next(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:

@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext, ngettext
 
 from pgwerk_django.admin.display import EXACT, duration_of, span
-from pgwerk_django.admin.history import STRIP, Run
+from pgwerk_django.history import STRIP, Run
 from pgwerk_django.models import Kind, Status
 
 _BAR, _GAP, _HEIGHT = 4, 1, 20

@@ -31,8 +31,8 @@ from pgwerk_django.admin.display import (
     zone_of,
 )
 from pgwerk_django.admin.forms import is_admitted
-from pgwerk_django.admin.history import STRIP, Run, is_failing, last_runs
 from pgwerk_django.admin.words import rule_in_words
+from pgwerk_django.history import STRIP, Run, is_failing, last_runs
 from pgwerk_django.models import Job, Origin, Schedule, Status
 
 UPCOMING = 10

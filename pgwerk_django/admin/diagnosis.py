@@ -11,7 +11,7 @@ from pgwerk_django import targets
 from pgwerk_django.admin.display import moment_text, span
 from pgwerk_django.admin.forms import is_admitted
 from pgwerk_django.admin.handover import last_line, waiting_job
-from pgwerk_django.admin.history import Run
+from pgwerk_django.history import Run
 from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Status
 from pgwerk_django.policies import Overlap
 

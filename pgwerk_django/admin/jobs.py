@@ -31,8 +31,8 @@ from pgwerk_django.admin.display import (
 )
 from pgwerk_django.admin.forms import CancelForm
 from pgwerk_django.admin.handover import briefly, handover_of
-from pgwerk_django.admin.history import jobs_named
 from pgwerk_django.admin.pages import CappedPaginator, ReadOnlyPage, column, value_column
+from pgwerk_django.history import jobs_named
 from pgwerk_django.models import Job, Schedule, Status
 
 MOST_SEARCHED = 100_000  # the newest jobs: no index helps to find a part of a word among millions

@@ -35,10 +35,10 @@ from pgwerk_django.admin.display import (
 )
 from pgwerk_django.admin.forecast import Stretches
 from pgwerk_django.admin.handover import Outgoing, outgoing
-from pgwerk_django.admin.history import failing_names, is_failing, last_runs
 from pgwerk_django.admin.pages import Page
 from pgwerk_django.admin.processes import clock_offset
 from pgwerk_django.admin.words import rule_in_words
+from pgwerk_django.history import failing_names, is_failing, last_runs
 from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Schedule, Status, due_at
 
 # How long the timeline is, half of it behind us; and into how many stretches it is cut.

@@ -37,10 +37,10 @@ from pgwerk_django.admin.display import (
     zone_of,
 )
 from pgwerk_django.admin.forms import SUGGESTIONS, JSONField, ScheduleForm, SuggestingInput, is_admitted
-from pgwerk_django.admin.history import Run, failing_names, is_failing, last_runs, with_open_job
 from pgwerk_django.admin.pages import MOST_LISTED, LightList, column, value_column
 from pgwerk_django.admin.preview import preview
 from pgwerk_django.admin.words import recurrence_in_words, rule_in_words
+from pgwerk_django.history import Run, failing_names, is_failing, last_runs, with_open_job
 from pgwerk_django.models import SYNC, Job, Origin, Schedule, State, Status, atomic, database_now
 
 _SECOND = Value(dt.timedelta(seconds=1), output_field=DurationField())

@@ -6,6 +6,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from pgwerk_django.exceptions import in_one_line, shown
+from pgwerk_django.history import failing_names
 from pgwerk_django.importers import json_file
 from pgwerk_django.management import moving, probing
 from pgwerk_django.management.service import PgwerkCommand, positive, text_of, upcoming, whoami
@@ -45,9 +46,11 @@ class Command(PgwerkCommand):
         if verb == "export":
             self.stdout.write(json_file.dump(chosen))
         elif verb == "list":
+            failing = set(failing_names(scheduler.using))
             for row in every:
+                state = row.state(now, failing=row.name in failing)
                 runs = (text_of(*upcoming(row, 1, now)), text_of(row.last_run_at))
-                self.stdout.write("\t".join((row.name, row.state(now).value, in_one_line(row.rule), *runs)))
+                self.stdout.write("\t".join((row.name, state.value, in_one_line(row.rule), *runs)))
         elif verb == "next":
             runs_of = ((at, row.name) for row in chosen for at in upcoming(row, options["count"], now))
             for due_at, name in sorted(runs_of):

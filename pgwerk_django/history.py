@@ -81,21 +81,26 @@ def is_failing(runs: Iterable[Run]) -> bool:
     return next((run.status == Status.FAILED for run in runs if run.status in DECIDED), False)
 
 
-# The same in SQL. A schedule is looked at when one of the newest failures is its own.
+# The same in SQL, of the schedule that `name` names; the key of a job says when it was due.
+NEWEST_DECIDED = f"""
+LATERAL (
+    SELECT status, finished_at FROM (
+        SELECT key, status, finished_at FROM _pgwerk_jobs AS job
+        WHERE job.schedule_name = {{name}} AND job.key >= {{name}} || '@0001-01-01T00:00:00.000000Z'
+            AND job.key <= {{name}} || '@9999-12-31T23:59:59.999999Z#trigger'
+        ORDER BY key DESC LIMIT {STRIP}
+    ) AS last WHERE status IN ('SUCCESSFUL', 'FAILED') ORDER BY key DESC LIMIT 1
+)
+"""  # noqa: S608  a number of ours
+
+# A schedule is looked at when one of the newest failures is its own.
 _FAILING = f"""
 SELECT failed.schedule_name FROM (
     SELECT DISTINCT schedule_name FROM (
         SELECT schedule_name FROM _pgwerk_jobs WHERE status = 'FAILED' ORDER BY id DESC LIMIT {MOST_FAILURES}
     ) AS newest WHERE schedule_name <> ''
-) AS failed, LATERAL (
-    SELECT status FROM (
-        SELECT key, status FROM _pgwerk_jobs AS job
-        WHERE job.schedule_name = failed.schedule_name AND job.key >= failed.schedule_name || '@0001-01-01T00:00:00.000000Z'
-            AND job.key <= failed.schedule_name || '@9999-12-31T23:59:59.999999Z#trigger'
-        ORDER BY key DESC LIMIT {STRIP}
-    ) AS last WHERE status IN ('SUCCESSFUL', 'FAILED') ORDER BY key DESC LIMIT 1
-) AS decided WHERE decided.status = 'FAILED'
-"""  # noqa: S608  two numbers of ours
+) AS failed, {NEWEST_DECIDED.format(name="failed.schedule_name")} AS decided WHERE decided.status = 'FAILED'
+"""  # noqa: S608  a number of ours
 
 
 def failing_names(using: str) -> list[str]:
