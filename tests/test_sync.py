@@ -10,7 +10,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connections
 
-from pgwerk_django import schedule, signals
+from pgwerk_django import schedule, signals, sync
 from pgwerk_django.models import Job, Origin, Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
@@ -343,21 +343,26 @@ def run(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
 
 
 def test_the_command_prints_a_line_for_each_row(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
-    schedule(functions.noop, interval=60, _name="new")
-    schedule(functions.noop, interval=60, _name="changed")
-    schedule(functions.noop, interval=60, _name="gone")
+    for name in ("back", "changed", "gone", "new"):
+        schedule(functions.noop, interval=60, _name=name)
     scheduler.sync()
-    Schedule.objects.filter(name="new").delete()
+    Schedule.objects.filter(name="back").pause_by_sync(sync.ORPHANED)
     Schedule.objects.filter(name="changed").update(queue="x")
+    Schedule.objects.filter(name="new").delete()
     registry.remove("gone")
-    lines = run(capsys)
-    assert [line.split()[:2] for line in lines] == [
-        ["inserted", "new"],
-        ["updated", "changed:"],
-        ["reconciled", "gone"],
+    assert run(capsys, "--dry-run") == [
+        "would insert new",
+        "would update back: resume",
+        "would update changed: queue 'x' -> 'default'",
+        "would reconcile gone (pause)",
     ]
-    assert "queue 'x' -> 'default'" in lines[1]
-    assert run(capsys) == []
+    assert run(capsys) == [
+        "inserted new",
+        "updated back: resumed",
+        "updated changed: queue 'x' -> 'default'",
+        "reconciled gone (pause)",
+    ]
+    assert run(capsys) == run(capsys, "--dry-run") == []
 
 
 @pytest.mark.parametrize("option", ["--dry-run", "--check"])
@@ -368,7 +373,7 @@ def test_dry_run_and_check_write_nothing(capsys: pytest.CaptureFixture[str], opt
         code = 0
     except SystemExit as stopped:
         code = stopped.code
-    assert capsys.readouterr().out.splitlines() == [f"inserted {NAME}"]
+    assert capsys.readouterr().out.splitlines() == [f"would insert {NAME}"]
     assert code == (1 if option == "--check" else 0)
     assert not Schedule.objects.exists()
 
