@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pgwerk_django import importers
@@ -15,7 +15,7 @@ from pgwerk_django.exceptions import SourceUnreadable
 from pgwerk_django.models import Queue, Schedule
 from pgwerk_django.scheduler import Scheduler
 from tests import functions
-from tests.hostile import TEXTS, deep, everything
+from tests.hostile import LONGEST_MESSAGE, TEXTS, deep, everything
 
 # Of an argument no NUL can be part; bytes that are no text come as halves of surrogate pairs.
 ARGUMENTS = {**{name: text for name, text in TEXTS.items() if name != "NUL"}, "bytes": "a\udcffb"}
@@ -99,7 +99,7 @@ def imported(text: str) -> importers.Report:
 LINES = st.lists(
     st.sampled_from(
         ["* * * * *", "0 9 * * 1-5", "@daily", "@reboot", "python manage.py check", "manage.py", "migrate", "&&", "|", ">>", "2>&1",
-         "'", '"', "\\", "$HOME", "`id`", "#", "%", "CRON_TZ=", "TZ='", "=", "Europe/Paris", "\0", "\ud800", "\u2028", "x" * 3000]
+         "'", '"', "\\", "$HOME", "`id`", "#", "%", "CRON_TZ=", "TZ='", "=", "Europe/Paris", "\0", "\x1b[2J", "\ud800", "\u202e", "x" * 3000]
     )
     | st.text(max_size=10),
     max_size=12,
@@ -109,10 +109,12 @@ LINES = st.lists(
 @pytest.mark.django_db
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINES, max_size=4))
+@example(lines=["CRON_TZ=\x1b[2J\u202e", "TZ=" + "x" * 3000, "y" * 3000 + "=1"])
 def test_crontabs(lines: list[str]) -> None:
     report = imported("#\n" + "\n".join(lines))
     for told in report.as_text():
-        assert len(told) < 8000
+        assert len(told) < LONGEST_MESSAGE
+        assert told.isprintable()
     json.loads(report.as_json())
 
 

@@ -40,7 +40,7 @@ def read(text: str, *, now: dt.datetime, timezone: str | None) -> Iterator[Found
             name, value = variable["name"], variable["value"].strip("\"'")
             current = value if name in _ZONES else current
             # Its value may be a secret.
-            said = f"times are those of {value} from here" if name in _ZONES else f"{name} is ignored"
+            said = f"times are those of {shown(value)} from here" if name in _ZONES else f"{name[:60]} is ignored"
             yield Note(f"line {number}: {said}")
             continue
         yield attempt(f"line {number}", partial(_entry, line, number, current, names, now))

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from pgwerk_django.exceptions import shown
+from pgwerk_django.exceptions import in_one_line, shown
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Report:
         return any(line.outcome == "could not import" for line in self.lines)
 
     def as_text(self) -> list[str]:
-        return [*(f"note: {note}" for note in self.notes), *map(str, self.lines)]
+        return [in_one_line(line) for line in (*(f"note: {note}" for note in self.notes), *map(str, self.lines))]
 
     def as_json(self) -> str:
         def names(outcome: str) -> list[str]:
