@@ -1,5 +1,6 @@
 """`manage.py runscheduler`: sync what code declares, then make jobs of what is due. Run as many as you like."""
 
+import gc
 from argparse import ArgumentParser
 from typing import Any
 
@@ -36,6 +37,7 @@ class Command(PgwerkCommand):
         add_worker_options(parser.add_argument_group("with --with-worker"))
 
     def handle(self, *args: Any, **options: Any) -> None:
+        gc.freeze()  # what Django has loaded by now, through which the collector takes 40 ms, amid a tick or a claim
         show_log_lines(options["verbosity"])
         scheduler = Scheduler(on_unregistered=options["on_unregistered"])
         worker = Worker(burst=options["once"], **worker_options(options)) if options["with_worker"] else None
