@@ -1,7 +1,7 @@
 """All benchmarks in one run, on one PostgreSQL: an embedded one, or the one that DATABASE_URL names (its role must be a superuser).
 
     python -m benchmarks [NAME ...] [--quick] [--peers A,B | --no-peers] [--json PATH] [--chart PATH]
-    python -m benchmarks --write-docs PATH
+    python -m benchmarks --write-docs PATH [PATH ...]
 
 Each benchmark is a process of its own, with a database of its own. Other libraries are installed on first use, each into an
 environment of its own below .venv-peers/; one that cannot be installed or measured is told as n/a, with the reason.
@@ -49,7 +49,7 @@ def main() -> int:
     given = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that no process stays behind
     if given.write_docs:
-        report.write_docs(json.loads(given.write_docs.read_text()))
+        report.write_docs(report.together([json.loads(path.read_text()) for path in given.write_docs]))
         return 0
     if given.in_this_process:
         return here(given)
@@ -74,7 +74,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     parser.add_argument("--chart", type=Path, metavar="PATH", help="write a chart of them there (SVG)")
-    parser.add_argument("--write-docs", type=Path, metavar="JSON", help="bring docs/benchmarks.md up to these figures")
+    parser.add_argument(
+        "--write-docs",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="bring docs/benchmarks.md up to these figures; what several runs measured, the last one tells",
+    )
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if unknown := set(given.names) - set(BENCHMARKS):

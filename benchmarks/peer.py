@@ -64,9 +64,12 @@ class Environment:
         return f"{self.needs.package} {self.version}".strip()
 
     def install(self) -> None:
-        """Once for a Python and a list of requirements: the stamp comes last, so what was interrupted is taken up again."""
+        """Once for a Python, a list of requirements and a place, as an environment that is moved has no commands any more.
+
+        The stamp comes last, so what was interrupted is taken up again.
+        """
         python = self._python or self._found_python()
-        ready, wanted = self._folder / ".ready", f"{python}\n{self.needs.requirements}\n"
+        ready, wanted = self._folder / ".ready", f"{python}\n{self.needs.requirements}\n{self._folder}\n"
         if not ready.exists() or ready.read_text() != wanted:
             print(f"installing {self.needs.package} into {self._folder.relative_to(ROOT)}", file=sys.stderr, flush=True)
             _call([python, "-m", "venv", "--clear", str(self._folder)])

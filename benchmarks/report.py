@@ -1,7 +1,7 @@
 """Figures as a table and as a chart, for the documentation."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -25,21 +25,36 @@ def write_docs(figures: Mapping[str, Any]) -> None:
     (DOCS / "benchmarks.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
 
 
-def tables(figures: Mapping[str, Any]) -> str:
-    """One line a question; what stands beside our figure is how many times better it is than theirs."""
+def together(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first run, with what later ones measured in place of its own; each of those says which run it is from."""
+    figures = dict(runs[0])
+    for run in runs[1:]:
+        own = {name: {**found, "run": facts(run)} for name, found in run["benchmarks"].items()}
+        figures["benchmarks"] = {**figures["benchmarks"], **own}
+        figures["details"] = {**figures["details"], **run["details"]}
+        figures["failed"] = {name: why for name, why in figures["failed"].items() if name not in own}
+    return figures
+
+
+def facts(figures: Mapping[str, Any]) -> str:
     about = figures["machine"]
-    facts = (
+    return (
         f"{figures['started_at'][:10]}, {figures['size']} run of {figures['seconds'] // 60} min: {about['cpus']} CPUs"
         f" ({about['machine']}), PostgreSQL {about['postgresql']} (fsync {about['fsync']}, synchronous_commit"
         f" {about['synchronous_commit']}; one commit takes {about['commit_ms']} ms), Python {about['python']}, Django"
         f" {about['django']}. Load average at the start: {about['load_average'][0]}."
     )
-    lines = [facts]
+
+
+def tables(figures: Mapping[str, Any]) -> str:
+    """One line a question; what stands beside our figure is how many times better it is than theirs."""
+    lines = [facts(figures)]
     for name, run in figures["benchmarks"].items():
         lines += [
             "",
             f"### {name}",
             "",
+            *([f"From a run of its own: {run['run']}", ""] if "run" in run else []),
             "| what | ours | plain SQL | others | target |",
             "| --- | --- | --- | --- | --- |",
         ]

@@ -60,26 +60,39 @@ def test_what_they_drain_is_what_was_due(figures):
     assert "pgwerk_due" in details["million"]["plan"]
 
 
+def a_run(of, *, failed, started_at="2026-01-01T00:00:00+00:00"):
+    machine = ("cpus", "machine", "postgresql", "fsync", "synchronous_commit", "commit_ms", "python", "django")
+    return {
+        "size": "tiny",
+        "started_at": started_at,
+        "seconds": 60,
+        "machine": dict.fromkeys(machine, "x") | {"load_average": [0.5]},
+        "benchmarks": {name: {"rows": [row.as_json()], "seconds": 1} for name, row in of.items()},
+        "failed": failed,
+        "details": {},
+    }
+
+
 def test_the_report_says_what_was_measured_and_what_was_not():
     row = Row("drain", "schedules/s", 400, 800, {"slow 1.0": 100, "away": "no such package"}, target="0.6", met=False)
-    run = {"rows": [row.as_json()], "seconds": 1}
-    figures = {
-        "size": "tiny",
-        "started_at": "2026-01-01T00:00:00+00:00",
-        "seconds": 60,
-        "machine": dict.fromkeys(
-            ("cpus", "machine", "postgresql", "fsync", "synchronous_commit", "commit_ms", "python", "django"), "x"
-        )
-        | {"load_average": [0.5]},
-        "benchmarks": {"scheduling": run},
-        "failed": {"admin": "exit code 1"},
-    }
+    figures = a_run({"scheduling": row}, failed={"admin": "exit code 1"})
     table = report.tables(figures)
     assert (
         "| drain | 400 schedules/s | 800 (0.50) | slow 1.0: 100 (4.00 ×)<br>away: n/a, no such package | 0.6 ✗ |"
         in table
     )
     assert "`admin` failed: exit code 1" in table
+
+
+def test_a_later_run_tells_what_it_measured_and_which_it_is():
+    old, new = Row("drain", "schedules/s", 400), Row("drain", "schedules/s", 500)
+    first = a_run({"tick": old, "scheduling": old}, failed={"admin": "exit code 1", "idle": "exit code 1"})
+    later = a_run({"tick": new, "admin": new}, failed={}, started_at="2026-01-02T00:00:00+00:00")
+    figures = report.together([first, later])
+    table = report.tables(figures)
+    assert [run["rows"][0]["ours"] for run in figures["benchmarks"].values()] == [500, 400, 500]
+    assert table.count("From a run of its own: 2026-01-02") == 2
+    assert list(figures["failed"]) == ["idle"]
 
 
 def test_a_peer_that_cannot_be_installed_costs_only_its_own_figure():
