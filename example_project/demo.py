@@ -34,9 +34,15 @@ class DemoError(Exception):
 
 def main() -> int:
     options = parse_options()
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
     # Until the three run, a signal unwinds the stack; `supervise` has its own way.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         check_port(options.port)
         with database(options.data) as hints:
@@ -47,6 +53,10 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 0
+    except Exception:
+        if interrupted.is_set():
+            return 0  # amid a COMMIT, what comes of the interrupt is another error
+        raise
 
 
 def parse_options() -> argparse.Namespace:

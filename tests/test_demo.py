@@ -206,6 +206,27 @@ def test_a_data_folder_in_use_is_told_with_its_owner(run, folder, port):
     assert first.exit_code() == 0, first.output
 
 
+AMID_A_COMMIT = """
+import os, signal, sys
+from example_project import demo
+
+def prepare_database():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise RuntimeError("the connection is in use")
+
+demo.prepare_database = prepare_database
+sys.exit(demo.main())
+"""
+
+
+def test_an_interrupt_that_becomes_another_error_is_one_still(run, folder, port):
+    stopped = run(["-c", AMID_A_COMMIT, "--port", str(port), "--data", str(folder)])
+    assert stopped.exit_code() == 0, stopped.output
+    assert "Traceback" not in stopped.output
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [
