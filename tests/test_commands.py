@@ -1,5 +1,6 @@
 """`manage.py schedules`, and options that are refused."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -149,6 +150,13 @@ def test_once_with_a_worker(capsys: pytest.CaptureFixture[str], scheduler: Sched
     make_due(make("tests.functions.add", interval=3600, args=[1], _name="add"))
     call_command("runscheduler", "--once", "--with-worker", "--on-unregistered=keep")
     assert Job.objects.get().result == 1
+
+
+@pytest.mark.parametrize("command", [("runscheduler", "--once", "--on-unregistered=keep"), ("runworker", "--burst")])
+def test_what_returns_leaves_the_collector_of_its_caller_alone(command: tuple[str, ...]) -> None:
+    frozen = gc.get_freeze_count()
+    call_command(*command)
+    assert gc.get_freeze_count() == frozen
 
 
 def test_burst(capsys: pytest.CaptureFixture[str]) -> None:

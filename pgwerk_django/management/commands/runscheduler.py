@@ -1,6 +1,5 @@
 """`manage.py runscheduler`: sync what code declares, then make jobs of what is due. Run as many as you like."""
 
-import gc
 from argparse import ArgumentParser
 from typing import Any
 
@@ -11,6 +10,7 @@ from pgwerk_django.management.service import (
     positive,
     show_log_lines,
     showing_metrics,
+    spare_the_collector,
     stopping,
     tell_if_not_finished,
     worker_options,
@@ -37,8 +37,9 @@ class Command(PgwerkCommand):
         add_worker_options(parser.add_argument_group("with --with-worker"))
 
     def handle(self, *args: Any, **options: Any) -> None:
-        gc.freeze()  # what Django has loaded by now, through which the collector takes 40 ms, amid a tick or a claim
         show_log_lines(options["verbosity"])
+        if not options["once"]:
+            spare_the_collector()
         scheduler = Scheduler(on_unregistered=options["on_unregistered"])
         worker = Worker(burst=options["once"], **worker_options(options)) if options["with_worker"] else None
 

@@ -1,6 +1,5 @@
 """`manage.py runworker`: run the jobs."""
 
-import gc
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
@@ -11,6 +10,7 @@ from pgwerk_django.management.service import (
     add_worker_options,
     show_log_lines,
     showing_metrics,
+    spare_the_collector,
     stopping,
     tell_if_not_finished,
     worker_options,
@@ -45,8 +45,9 @@ class Command(PgwerkCommand):
         add_metrics_options(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        gc.freeze()  # what Django has loaded by now, through which the collector takes 40 ms, amid a tick or a claim
         show_log_lines(options["verbosity"])
+        if not options["burst"]:
+            spare_the_collector()
         worker = Worker(queues=options["queues"], burst=options["burst"], **worker_options(options))
         with showing_metrics(options), stopping(worker.stop, worker.hurry):
             worker.run()
