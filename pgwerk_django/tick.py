@@ -242,11 +242,12 @@ WITH plan AS MATERIALIZED (
     CROSS JOIN LATERAL (SELECT * FROM _pgwerk_schedules WHERE id = due.schedule_id OFFSET 0) s
     LEFT JOIN LATERAL (
         SELECT j.id, j.status FROM _pgwerk_jobs j
-        WHERE j.schedule_id = s.id AND j.status IN ('READY', 'RUNNING')
+        WHERE s.overlap <> 'ALLOW' AND due.kind = 'scheduled' AND due.dropped_until IS NULL
+            AND j.schedule_id = s.id AND j.status IN ('READY', 'RUNNING')
             AND (j.status = 'READY' OR s.overlap = 'SKIP')
             AND (j.status = 'RUNNING' OR j.start_by IS NULL OR j.start_by > %(now)s)
         ORDER BY j.status LIMIT 1
-    ) earlier ON s.overlap <> 'ALLOW' AND due.kind = 'scheduled' AND due.dropped_until IS NULL
+    ) earlier ON true
     WHERE due.due_at IS NOT NULL
     -- The sort comes to an end before the first insert. Else a table of jobs that was vacuumed when it was empty is
     -- scanned for each row of `due`, and grows meanwhile.
