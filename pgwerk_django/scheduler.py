@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, NamedTuple, TypeVar, Unpack, overload
 
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
@@ -47,6 +47,8 @@ LOOK_ASIDE = dt.timedelta(hours=1)  # for what was set aside, and for what is le
 # Seconds to wait when something is due, but another scheduler holds it.
 HELD_BY_ANOTHER = (0.05, 0.25)
 SYNC_PATIENCE = dt.timedelta(milliseconds=300)
+# Seconds before a due time to wake up at: a process and a session that have slept take a while to be at full speed.
+READY = 0.002
 MINUTE = dt.timedelta(minutes=1)
 
 
@@ -78,6 +80,13 @@ class Floor:
         self._lifted_at = time.monotonic() + min(self.SHARE * seconds, self.LONGEST)
 
 
+class Coming(NamedTuple):
+    """What a look saw that will be due before the next poll."""
+
+    due_at: dt.datetime
+    ready_at: float  # on our own clock
+
+
 class _Service:
     """What `Scheduler.run()` gives to its loop: sync first, then ticks, with housekeeping in between."""
 
@@ -94,7 +103,7 @@ class _Service:
         self._time_to_clean = Every(HOUSEKEEPING)
         self._time_to_look_aside = Every(LOOK_ASIDE)
         self._floor = Floor()
-        self._seen_coming: float | None = None  # on our own clock: when what the last look saw will be due
+        self._coming: Coming | None = None  # what the last look saw
 
     @property
     def ready(self) -> bool:
@@ -108,17 +117,17 @@ class _Service:
             self._process.beat(using=self._using)
         if self._time_to_look_aside():
             self._look_aside()
-        if self._seen_coming is not None and time.monotonic() >= self._seen_coming:
+        if self._coming is not None and time.monotonic() >= self._coming.ready_at:
+            self._await(self._coming)
             self._tick()  # it is due by now: to look again first would only make it later
-        # Before, not after: PostgreSQL's now is that of the statement's begin. Too early by a trip is made up for by the
-        # two that the tick takes before it asks for the time.
-        asked = time.monotonic()
+        asked = time.monotonic()  # before, not after: PostgreSQL's now is that of the statement's begin
         next_due_at, now, waiting = self._look()
         delay = self._until(next_due_at, now)
-        self._seen_coming = (
-            asked + delay if next_due_at is not None and 0 < delay < conf.current().POLL_INTERVAL else None
-        )
-        if delay <= 0:
+        self._coming = None
+        if next_due_at is not None and 0 < delay < conf.current().POLL_INTERVAL:
+            delay = max(delay - READY, 0)
+            self._coming = Coming(next_due_at, asked + delay)
+        elif delay <= 0:
             delay = 0 if self._tick() else _held_by_another()
         self._process.last_tick_at = now
         self._hand_over.step(waiting)
@@ -158,6 +167,15 @@ class _Service:
         if floor is None:
             self._floor.saw(next_due_at, now, seconds=time.monotonic() - started)
         return next_due_at, now, waiting
+
+    def _await(self, coming: Coming) -> None:
+        """Until PostgreSQL's clock is about to show it: the tick's BEGIN is one more trip before it asks for the time."""
+        asked = time.monotonic()
+        now = database_now(self._using)
+        trip = time.monotonic() - asked
+        left = (coming.due_at - now).total_seconds() - trip
+        if left > 0:
+            time.sleep(min(left, READY))  # noqa: TID251  # too short for anyone to wait for
 
     def _tick(self) -> int:
         return tick(using=self._using, batch_size=self._batch_size, since=self._floor.at)
