@@ -75,7 +75,7 @@ def planned(
 
 def write(found: Iterable[Found], *, using: str, now: dt.datetime, dry_run: bool) -> Report:
     """Insert and update what was found. A dry run does it all, too, and takes it back."""
-    report, names = Report(), set[str]()
+    report, names = Report(dry_run), set[str]()
     for each in found:
         if isinstance(each, Note):
             report.notes.append(each.text)

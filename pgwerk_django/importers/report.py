@@ -8,6 +8,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 
 from pgwerk_django.exceptions import in_one_line, shown
 
+WOULD = {"inserted": "would insert", "updated": "would update"}
+
 
 @dataclass(frozen=True)
 class Line:
@@ -16,15 +18,17 @@ class Line:
     why: str = ""
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # column: what the table had, and what was found
 
-    def __str__(self) -> str:
+    def as_text(self, *, dry_run: bool) -> str:
+        outcome = WOULD.get(self.outcome, self.outcome) if dry_run else self.outcome
         changes = ", ".join(f"{column} {shown(old)} -> {shown(new)}" for column, (old, new) in self.changes.items())
         # A name that breaks the line is told as Python would write it.
         name = self.name if self.name.isprintable() else repr(self.name)
-        return ": ".join(filter(None, [f"{self.outcome} {name}", changes or self.why]))
+        return ": ".join(filter(None, [f"{outcome} {name}", changes or self.why]))
 
 
 @dataclass
 class Report:
+    dry_run: bool
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hint: str = ""  # for the person, whatever reads the lines
@@ -34,7 +38,8 @@ class Report:
         return any(line.outcome == "could not import" for line in self.lines)
 
     def as_text(self) -> list[str]:
-        return [in_one_line(line) for line in (*(f"note: {note}" for note in self.notes), *map(str, self.lines))]
+        notes = [f"note: {note}" for note in self.notes]
+        return [in_one_line(text) for text in [*notes, *(line.as_text(dry_run=self.dry_run) for line in self.lines)]]
 
     def as_json(self) -> str:
         def names(outcome: str) -> list[str]:
