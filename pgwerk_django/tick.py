@@ -199,7 +199,7 @@ def _message(error: BaseException) -> str:
 
 
 # Statuses are literals: as parameters they could not lead a generic plan to the partial indexes.
-_WRITE = """
+_WRITE_NEW = """
 WITH plan AS MATERIALIZED (
     -- A row for each due time, its schedule's last one with what becomes of the schedule; one with no due time has a row too.
     -- An array with nothing but the usual value comes empty, and reads as NULLs.
@@ -311,13 +311,16 @@ SELECT
         ARRAY(SELECT key FROM wanted EXCEPT SELECT key FROM inserted) ELSE '{}' END
 FROM inserted
 """
+# A due time that is on record already is as good as never met, and to be ready for it takes PostgreSQL a tenth of the time.
+# Where it is met, the key refuses the lot, and the tick is made once more.
+_WRITE = _WRITE_NEW.replace("ON CONFLICT (key) DO NOTHING", "")
 
 
 def _record(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
-    """Write the plans; where the database refuses, halve them until the culprit is alone, and set that one aside."""
+    """Write what is not on record; where the database refuses, halve it until the culprit is alone, and set that one aside."""
     try:
         with transaction.atomic(using=using):
-            return _write(plans, now=now, using=using)
+            return _write(plans, now=now, using=using, only_new=True)
     except DatabaseError as error:
         if not _is_a_row_to_blame(error):
             raise
@@ -336,7 +339,9 @@ def _is_a_row_to_blame(error: DatabaseError) -> bool:
     return (getattr(error.__cause__, "sqlstate", None) or "").startswith(_ROW_TO_BLAME)
 
 
-def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
+def _write(plans: list[Plan], *, now: dt.datetime, using: str, only_new: bool = False) -> Outcome:
+    """Write the plans; unless it is to be `only_new`, a due time that is on record already is an `IntegrityError`."""
+    statement = _WRITE_NEW if only_new else _WRITE
     pks, nexts, recurs, triggered, errors, due_ats, untils, kinds, nths, are_last = zip(
         *(row for each in plans for row in each.rows()), strict=True
     )
@@ -356,9 +361,9 @@ def _write(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
     }
     with transaction.get_connection(using).cursor() as cursor:
         if len(pks) > MOST_FOR_A_KEPT_PLAN:
-            cursor.execute(_WRITE, parameters)
+            cursor.execute(statement, parameters)
         else:
-            prepared.execute(cursor, "write", _WRITE, parameters)
+            prepared.execute(cursor, "write", statement, parameters)
         jobs, skipped, repeated = cursor.fetchone()
     for key in repeated:
         signals.send(signals.due_time_repeated, using=using, key=key)

@@ -246,7 +246,7 @@ def killed_at_every_point() -> Report:
 BROKEN = {
     "advance-before-insert",
     "insert-before-advance + key-not-unique",
-    "no-row-lock",
+    "no-row-lock + key-not-unique",
 }
 
 

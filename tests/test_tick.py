@@ -68,6 +68,17 @@ def test_a_due_time_on_record_does_not_run_again_and_the_schedule_goes_on(schedu
     assert reread(row).next_run_at == row.next_run_at + MINUTE
 
 
+def test_a_due_time_on_record_keeps_no_other_from_running(scheduler: Scheduler) -> None:
+    rows = [make(ago=SECOND, _name=f"s{number}") for number in range(20)]
+    scheduler.tick()
+    first = Schedule.objects.filter(pk=rows[0].pk)
+    first.update(next_run_at=rows[0].next_run_at, last_run_at=None)
+    Schedule.objects.exclude(pk=rows[0].pk).update(next_run_at=Now())
+    assert scheduler.tick() == 20
+    assert [len(jobs(row)) for row in rows] == [1] + [2] * 19
+    assert scheduler.tick() == 0
+
+
 def test_a_due_time_not_newer_than_the_last_is_dropped_also_when_its_job_is_gone(scheduler: Scheduler) -> None:
     row = make(ago=SECOND)
     scheduler.tick()

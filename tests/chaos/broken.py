@@ -56,9 +56,9 @@ def apply(names: list[str]) -> None:
 
 
 def _edit(old: str, new: str) -> None:
-    if old not in tick._WRITE:
+    if old not in tick._WRITE_NEW:
         raise AssertionError(f"the statement of a tick has no {old!r} any more: the broken build is not broken")
-    tick._WRITE = tick._WRITE.replace(old, new)
+    tick._WRITE_NEW = tick._WRITE_NEW.replace(old, new)
 
 
 def _advance_only(statement: str) -> str:
@@ -73,7 +73,7 @@ def _insert_only(statement: str) -> str:
 
 def _two_commits(first: Callable[[str], str], second: Callable[[str], str]) -> None:
     def broken_tick(*, using: str, batch_size: int | None = None, now: Any = None, **since: Any) -> int:
-        whole = tick._WRITE
+        whole = tick._WRITE_NEW
         if whole in (first(whole), second(whole)):
             raise AssertionError("the statement of a tick has changed: the broken build is not broken")
         settings = conf.current()
@@ -83,18 +83,18 @@ def _two_commits(first: Callable[[str], str], second: Callable[[str], str]) -> N
                 return 0
             seen = rows[0].now
             plans = [tick.plan(row, now=seen, cap=settings.MAX_CATCH_UP) for row in rows]
-            tick._WRITE = first(whole)
+            tick._WRITE_NEW = first(whole)
             try:
-                tick._write(plans, now=seen, using=using)
+                tick._write(plans, now=seen, using=using, only_new=True)
             finally:
-                tick._WRITE = whole
+                tick._WRITE_NEW = whole
         between()
         with atomic(using):
-            tick._WRITE = second(whole)
+            tick._WRITE_NEW = second(whole)
             try:
-                tick._write(plans, now=seen, using=using)
+                tick._write(plans, now=seen, using=using, only_new=True)
             finally:
-                tick._WRITE = whole
+                tick._WRITE_NEW = whole
         return len(plans)
 
     scheduler.tick = broken_tick

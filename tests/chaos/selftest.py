@@ -84,8 +84,8 @@ CASES = (
     Case(
         ("no-row-lock",),
         frozen_after_a_claim,
-        ("doubled",),
-        "two schedulers draw the line of what is missed at different instants, which no key notices",
+        (),
+        "the unique key stands: it refuses the whole tick that another has made meanwhile, and that is planned anew",
     ),
     Case(
         ("no-row-lock", "key-not-unique"),
