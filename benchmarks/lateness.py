@@ -7,7 +7,6 @@ first seconds is left out. Nobody runs the jobs.
 
 import contextlib
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from django.db import connection
 from benchmarks.database import fresh_database
 from benchmarks.observer import Observer, observer, percentile
 from benchmarks.peer import Environment, PeerFailed, another_database
-from benchmarks.processes import ProcessFailed, Running, runscheduler, started, until_they_live
+from benchmarks.processes import ProcessFailed, Running, plain_scheduler, runscheduler, until_they_live
 from benchmarks.results import Given, Result, Row
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -113,8 +112,7 @@ def ours(size: dict[str, Any]) -> dict[str, Any]:
 
 def plain(size: dict[str, Any]) -> dict[str, Any]:
     fill()
-    command = [sys.executable, "-m", "benchmarks.plain_scheduler"]
-    with our_jobs() as watching, started(command, dict(os.environ)) as process:
+    with our_jobs() as watching, plain_scheduler() as process:
         return measured(watching, process, size["warm_up"], size["peer_seconds"])
 
 

@@ -77,6 +77,11 @@ def manage(command: str, *arguments: object, **environment: str) -> "contextlib.
     return started(line, {**os.environ, "DJANGO_SETTINGS_MODULE": "benchmarks.settings", **environment})
 
 
+def plain_scheduler() -> "contextlib.AbstractContextManager[Running]":
+    """`benchmarks.plain_scheduler`, on the benchmark's database."""
+    return started([sys.executable, "-m", "benchmarks.plain_scheduler"], dict(os.environ))
+
+
 def runscheduler(*arguments: object, **environment: str) -> "contextlib.AbstractContextManager[Running]":
     return manage("runscheduler", *arguments, **environment)
 

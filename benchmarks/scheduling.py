@@ -1,4 +1,4 @@
-"""How fast what is due becomes jobs: our scheduler's process, one plain SQL statement, and the peers' schedulers.
+"""How fast what is due becomes jobs: our scheduler's process, one that is a plain SQL statement, and the peers' schedulers.
 
 N schedules are due; then a scheduler's process is started. Its rate counts from the first job that it wrote (by the
 database's clock, so its start is not in it) until all N can be seen by another session, or until the patience is over:
@@ -15,10 +15,9 @@ from typing import Any
 
 import psycopg
 
-from benchmarks import tick
 from benchmarks.database import fill, fresh_database
 from benchmarks.peer import Environment, PeerFailed, another_database, connect
-from benchmarks.processes import ProcessFailed, Running, runscheduler, until
+from benchmarks.processes import ProcessFailed, Running, plain_scheduler, runscheduler, until
 from benchmarks.redis import NoRedis, redis_server
 from benchmarks.results import Given, Result, Row
 
@@ -81,8 +80,8 @@ def run(given: Given) -> Result:
     with fresh_database():
         rates: dict[str, list[float]] = {"ours": [], "plain": []}
         for _ in range(rounds):
-            rates["ours"].append(ours(due))
-            rates["plain"].append(plain(due))
+            rates["ours"].append(rate(due, runscheduler()))
+            rates["plain"].append(rate(due, plain_scheduler()))
         found = {name: peer_rate(name, given, due, patience) for name in given.among(PEERS)}
     row = Row(
         f"{due:,} due schedules fired by one scheduler",
@@ -96,21 +95,12 @@ def run(given: Given) -> Result:
     return Result([row], {"due": due, "rates": rates, "peers": found})
 
 
-def ours(due: int) -> float:
-    """A real `runscheduler`, with its defaults."""
+def rate(due: int, scheduler: "contextlib.AbstractContextManager[Running]") -> float:
     fill(due, earliest=-50, newest=-1)
-    with connect(os.environ["DATABASE_URL"]) as database, runscheduler() as scheduler:
+    with connect(os.environ["DATABASE_URL"]) as database, scheduler as process:
         statement = "SELECT count(*), extract(epoch FROM clock_timestamp() - min(enqueued_at)) FROM _pgwerk_jobs"
-        done, seconds = watch(lambda: _asked(database, statement), scheduler, due, patience=60)
+        done, seconds = watch(lambda: _asked(database, statement), process, due, patience=60)
     return done / seconds
-
-
-def plain(due: int) -> float:
-    fill(due, earliest=-50, newest=-1)
-    handled, begun = 0, time.perf_counter()
-    while fired := tick.plain_tick():
-        handled += fired
-    return handled / (time.perf_counter() - begun)
 
 
 def peer_rate(name: str, given: Given, due: int, patience: float) -> dict[str, Any]:
