@@ -6,6 +6,7 @@ The long form is `python -m tests.chaos`; see docs/chaos.md.
 import dataclasses
 import datetime as dt
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -243,6 +244,16 @@ def killed_at_every_point() -> Report:
         return Report(0, 0, found, world.notes)
 
 
+def clocks_off() -> Report:
+    """A scheduler and a worker whose host's clock is minutes off, and is then set anew."""
+    with World(schedulers=0, workers=0) as world:
+        for jobs in (20, 40):
+            FAULTS["clock"]().strike(world, random.Random(7))
+            world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs") >= jobs, 60)  # noqa: B023
+        found = audit(world.judged())
+        return Report(0, 0, found, world.notes)
+
+
 BROKEN = {
     "advance-before-insert",
     "insert-before-advance + key-not-unique",
@@ -253,9 +264,10 @@ BROKEN = {
 @pytest.fixture(scope="module")
 def worlds() -> Iterator[dict[str, "Future[Any]"]]:
     cases = {" + ".join(case.broken): case for case in selftest.CASES}
-    with ThreadPoolExecutor(len(BROKEN) + 1) as pool:
+    with ThreadPoolExecutor(len(BROKEN) + 2) as pool:
         yield {
             "points": pool.submit(killed_at_every_point),
+            "clocks": pool.submit(clocks_off),
             **{name: pool.submit(selftest.tried, cases[name]) for name in sorted(BROKEN)},
         }
 
@@ -266,6 +278,12 @@ def test_killed_at_every_named_point_nothing_is_lost_doubled_or_stuck(worlds: di
     points = (*names.SCHEDULER_POINTS, *names.WORKER_POINTS)
     assert {f"kill at {point}" for point in points} <= report.notes.did.keys(), report.text()
     assert report.verdict.counts["jobs SUCCESSFUL"] > 20
+
+
+def test_hosts_whose_clocks_are_off_lose_and_double_nothing(worlds: dict[str, "Future[Any]"]) -> None:
+    report = worlds["clocks"].result()
+    assert report.clean, report.text()
+    assert {"a scheduler with its clock off", "step a scheduler's clock"} <= report.notes.did.keys(), report.text()
 
 
 @pytest.mark.parametrize("broken", sorted(BROKEN))
