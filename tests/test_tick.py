@@ -76,6 +76,7 @@ def test_a_due_time_on_record_keeps_no_other_from_running(scheduler: Scheduler) 
     Schedule.objects.exclude(pk=rows[0].pk).update(next_run_at=Now())
     assert scheduler.tick() == 20
     assert [len(jobs(row)) for row in rows] == [1] + [2] * 19
+    assert not Schedule.objects.exclude(error="").exists()
     assert scheduler.tick() == 0
 
 
