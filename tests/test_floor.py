@@ -35,7 +35,7 @@ def statement_of(ask: Any) -> str:
     return next(query["sql"] for query in asked if query["sql"].strip().startswith("SELECT"))
 
 
-def test_what_a_snapshot_keeps_is_passed_over(other_session: psycopg.Connection) -> None:
+def test_what_a_snapshot_keeps_is_passed_over(new_tables: None, other_session: psycopg.Connection) -> None:
     make(functions.noop, interval=3600)
     Schedule.objects.update(next_run_at=now() - HOUR, replan=False)
     other_session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")

@@ -93,6 +93,7 @@ def _beat_tables(django_db_setup: None, django_db_blocker: Any) -> Iterator[None
         cursor.execute(f"DROP TABLE {', '.join(found)} CASCADE")
         cursor.execute("DELETE FROM django_migrations WHERE app = 'django_celery_beat'")
         cursor.execute("DELETE FROM django_content_type WHERE app_label = 'django_celery_beat'")
+    connection.close()  # as the test runner does after each test: one that may not use the database can come next
 
 
 @pytest.fixture
