@@ -118,4 +118,5 @@ def failing_names(using: str) -> list[str]:
 
 def with_open_job(status: Status, using: str) -> Q:
     """For schedules: one of their jobs is `status`, READY or RUNNING."""
-    return Q(pk__in=Job.objects.using(using).open().filter(status=status).values("schedule"))
+    jobs = Job.objects.using(using).open().filter(status=status, schedule__isnull=False)
+    return Q(pk__in=jobs.values("schedule"))

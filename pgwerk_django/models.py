@@ -766,7 +766,13 @@ class Job(models.Model):
             models.Index(
                 fields=["start_by"], name="pgwerk_start_by", condition=Q(status="READY", start_by__isnull=False)
             ),
-            models.Index(fields=["schedule"], name="pgwerk_open", condition=Q(status__in=["READY", "RUNNING"])),
+            # Only of schedules, and no other statement may say so: with old statistics nothing seems to wait, and any index
+            # that could lead to what waits seems as good as the one that does, the whole backlog long.
+            models.Index(
+                fields=["schedule"],
+                name="pgwerk_open",
+                condition=Q(status__in=["READY", "RUNNING"], schedule__isnull=False),
+            ),
             models.Index(fields=["worker"], name="pgwerk_running", condition=Q(status="RUNNING")),
             models.Index(fields=["expires_at"], name="pgwerk_expiry", condition=Q(expires_at__isnull=False)),
             # What failed, newest first: an entry only for what does, so ticks and successes pay nothing.

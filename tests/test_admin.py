@@ -240,6 +240,26 @@ def test_of_many_jobs_the_count_is_broken_off(anna: Client, monkeypatch: pytest.
     assert "2+ jobs" in anna.get(JOBS).content.decode()
 
 
+def test_what_waits_is_found_among_much_that_ended(anna: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO _pgwerk_jobs (status) SELECT 'SUCCESSFUL' FROM generate_series(1, 5000)")
+        cursor.execute(
+            "INSERT INTO _pgwerk_jobs (queue, target) VALUES ('mail', 'worker'), ('mail', 'celery'), ('x', 'rq')"
+        )
+        cursor.execute("ANALYZE _pgwerk_jobs")
+        with CaptureQueriesContext(connection) as captured:
+            html = anna.get(JOBS, {"status__exact": "READY", "queue": "mail"}).content.decode()
+        assert "\n2 jobs\n" in html
+        plan = ""
+        for query in captured:
+            if "'READY'" in query["sql"]:
+                cursor.execute("EXPLAIN " + query["sql"])
+                plan += "\n".join(line for (line,) in cursor.fetchall())
+    assert "pgwerk_claim" in plan
+    assert "pgwerk_outbox" in plan
+    assert "Seq Scan on _pgwerk_jobs" not in plan, plan
+
+
 def test_the_history_is_read_by_the_index_on_keys() -> None:
     for number in range(200):
         make_job(f"s{number % 20}", due_at=JAN + dt.timedelta(minutes=number))

@@ -9,7 +9,8 @@ from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from django.db.models.functions import Now
 
-from pgwerk_django.models import Job, Process, Schedule, State
+from pgwerk_django import claims, outbox
+from pgwerk_django.models import _LOOK, Job, Misfire, Overlap, Process, Schedule, State
 from pgwerk_django.scheduler import Scheduler
 from tests.time_travel import HOUR, MINUTE, SECOND, make, make_due, now, reread
 
@@ -142,34 +143,51 @@ def test_one_schedule_a_name_and_one_job_a_key() -> None:
 
 
 @pytest.fixture
-def many_schedules() -> None:
+def many_rows() -> None:
     sql(
         "INSERT INTO _pgwerk_schedules (name, interval, next_run_at, paused) SELECT 's' || n, 60,"
         " now() + n * interval '1 second', n %% 10 = 0 FROM generate_series(1, 5000) n",
         [],
     )
-    sql("ANALYZE _pgwerk_schedules")
+    sql("INSERT INTO _pgwerk_jobs (schedule_id, status) SELECT n, 'SUCCESSFUL' FROM generate_series(1, 5000) n")
+    sql("ANALYZE _pgwerk_schedules, _pgwerk_jobs")
 
 
-def test_what_is_due_is_found_by_its_index(many_schedules: None) -> None:
+def test_what_is_due_is_found_by_its_index(many_rows: None) -> None:
     with transaction.atomic():
         plan = Schedule.objects.due().annotate(now=Now()).claim(100).values_list("pk", "now").explain()
     assert "pgwerk_due" in plan
     assert "Sort" not in plan
 
 
-def test_the_idle_question_is_answered_by_the_index(many_schedules: None, django_assert_num_queries: object) -> None:
+def test_the_idle_question_is_answered_by_the_index(many_rows: None, django_assert_num_queries: object) -> None:
     with django_assert_num_queries(1) as captured:  # type: ignore[operator]
         next_due_at, asked_at = Schedule.objects.next_due()
     assert next_due_at > asked_at - 30 * SECOND
     plan = "\n".join(line for (line,) in sql("EXPLAIN " + captured.captured_queries[0]["sql"]))  # type: ignore[misc]
     assert "pgwerk_due" in plan
+    assert "pgwerk_outbox" in plan
     assert "Seq Scan" not in plan
 
 
-def test_open_jobs_are_found_by_their_index() -> None:
-    sql("INSERT INTO _pgwerk_jobs (schedule_id, status) SELECT n, 'SUCCESSFUL' FROM generate_series(1, 5000) n")
-    sql("ANALYZE _pgwerk_jobs")
+def test_a_backlog_that_the_statistics_do_not_know_is_walked_by_its_own_indexes(many_rows: None) -> None:
+    """With a long history it is hours before PostgreSQL looks again: to the planner nothing waits, and any index would do."""
+    sql("INSERT INTO _pgwerk_jobs (schedule_id) SELECT n FROM generate_series(1, 5000) n")
+    look = {"misfires": Misfire.values, "overlaps": Overlap.values, "since": None}
+    worker = {"every": True, "queues": [], "limit": 5, "lease": MINUTE, "worker": 1, "worker_name": "w"}
+    engine = {"target": "celery", "limit": 5, "lease": MINUTE, "name": "w"}
+    for statement, parameters, index in (
+        (_LOOK, look, "pgwerk_outbox"),
+        (claims._CLAIM, worker, "pgwerk_claim"),
+        (outbox._CLAIM, engine, "pgwerk_outbox"),
+    ):
+        plan = "\n".join(str(line) for (line,) in sql("EXPLAIN " + statement, parameters))
+        assert index in plan, plan
+        assert "pgwerk_open" not in plan, plan
+        assert "Seq Scan on _pgwerk_jobs" not in plan, plan
+
+
+def test_open_jobs_are_found_by_their_index(many_rows: None) -> None:
     assert "pgwerk_open" in Job.objects.open().filter(schedule=7).explain()
 
 

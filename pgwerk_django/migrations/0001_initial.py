@@ -759,7 +759,7 @@ class Migration(migrations.Migration):
                         name="pgwerk_start_by",
                     ),
                     models.Index(
-                        condition=models.Q(("status__in", ["READY", "RUNNING"])),
+                        condition=models.Q(("schedule__isnull", False), ("status__in", ["READY", "RUNNING"])),
                         fields=["schedule"],
                         name="pgwerk_open",
                     ),
