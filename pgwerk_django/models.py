@@ -610,9 +610,12 @@ class JobQuerySet(models.QuerySet["Job"]):
         return list(locked.values())
 
     def open(self) -> Self:
-        """Not finished. The values are in the text: only so can any plan use `pgwerk_open`, which says the same."""
-        still = RawSQL("(status IN ('READY', 'RUNNING'))", (), models.BooleanField())
-        return self.filter(still)
+        """Not finished: read by the indexes of what runs, what waits, and what waits to be handed over.
+
+        Of one schedule, by `pgwerk_open`. The values are in the text: only so can any plan use these indexes.
+        """
+        still = "(status = 'RUNNING' OR status = 'READY' AND (target = 'worker' OR target <> 'worker'))"
+        return self.filter(RawSQL(still, (), models.BooleanField()))  # noqa: S611  our own text
 
     def waiting_targets(self) -> list[str]:
         """The targets other than our worker for which jobs wait."""

@@ -42,6 +42,7 @@ def rows_of(figures, name):
 
 
 def test_each_benchmark_answers_with_figures(figures):
+    assert figures["failed"] == {}
     for name in figures["benchmarks"]:
         rows = rows_of(figures, name)
         assert rows, name
