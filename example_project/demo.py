@@ -158,7 +158,7 @@ def commands(port: int) -> dict[str, list[str]]:
 
 def supervise(commands: dict[str, list[str]], port: int, hints: Sequence[str] = ()) -> int:
     """Run until somebody asks us to stop (0) or one of the processes ends by itself (1)."""
-    events: queue.SimpleQueue[str] = queue.SimpleQueue()
+    events: queue.Queue[str] = queue.Queue()
     with hearing(signal.SIGINT, signal.SIGTERM, tell=lambda number: events.put("stop")), guard() as watch:
         children = {name: Child(name, command, events, watch) for name, command in commands.items()}
         threading.Thread(target=announce, args=(port, hints), daemon=True).start()
@@ -177,9 +177,7 @@ def supervise(commands: dict[str, list[str]], port: int, hints: Sequence[str] = 
 class Child:
     """A process whose lines are printed under its name. It puts its name into `events` when it has ended."""
 
-    def __init__(
-        self, name: str, command: list[str], events: "queue.SimpleQueue[str]", watch: Callable[[int], None]
-    ) -> None:
+    def __init__(self, name: str, command: list[str], events: "queue.Queue[str]", watch: Callable[[int], None]) -> None:
         self.name = name
         self.events = events
         # In a session of its own: the terminal's Ctrl-C reaches us alone, and each child hears of it once.
@@ -211,7 +209,7 @@ class Child:
         return self.process.wait() in (0, -signal.SIGTERM)
 
 
-def stop(children: list[Child], events: "queue.SimpleQueue[str]") -> None:
+def stop(children: list[Child], events: "queue.Queue[str]") -> None:
     """Ask each once, and wait; kill what is left when patience runs out, or the person's does (a later Ctrl-C)."""
     for child in children:
         child.process.terminate()
@@ -222,7 +220,7 @@ def stop(children: list[Child], events: "queue.SimpleQueue[str]") -> None:
                 child.process.kill()
 
 
-def is_impatient(asked: float, events: "queue.SimpleQueue[str]") -> bool:
+def is_impatient(asked: float, events: "queue.Queue[str]") -> bool:
     try:
         event = events.get(timeout=max(0, asked + PATIENCE - time.monotonic()))
     except queue.Empty:

@@ -1,7 +1,6 @@
 """Run steps until told to stop: wake early, sleep no longer than needed, outlive the database's absences."""
 
 import contextlib
-import queue
 import random
 import signal
 import socket
@@ -44,26 +43,22 @@ class Runner(Protocol):
 class Bell:
     """Wakes a loop, from any thread and from signal handlers.
 
-    A `threading.Event` would not do: its lock may be held by the very thread that a handler interrupts.
-    `SimpleQueue.put` is documented to be reentrant.
+    A bare lock, locked while nothing has rung. A `threading.Event` would not do: its own lock may be held by the very thread
+    that a handler interrupts. Nor would `SimpleQueue.get(timeout=…)`: on Python 3.11 and 3.12 it waits for ever if a short
+    timeout is over before it begins to wait.
     """
 
     def __init__(self) -> None:
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._silence = threading.Lock()
+        self._silence.acquire()
 
     def ring(self) -> None:
-        self._rings.put(None)
+        with contextlib.suppress(RuntimeError):  # it has rung already
+            self._silence.release()
 
     def wait(self, seconds: float) -> bool:
         """Whether it rang within `seconds`; rings so far count as one."""
-        try:
-            self._rings.get(timeout=seconds)
-        except queue.Empty:
-            return False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._rings.get_nowait()
-        return True
+        return self._silence.acquire(timeout=seconds)
 
 
 @contextlib.contextmanager

@@ -96,6 +96,19 @@ def test_rings_are_counted_as_one() -> None:
     assert not bell.wait(0)
 
 
+def test_a_wait_that_is_over_before_it_begins_ends() -> None:
+    """On Python 3.11 and 3.12 a `SimpleQueue` waits for ever, once in a few thousand times."""
+
+    def waits() -> None:
+        for _ in range(50_000):
+            Bell().wait(1e-6)
+
+    thread = threading.Thread(target=waits, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_a_bell_may_be_rung_by_a_signal_handler_at_any_moment() -> None:
     """With a lock inside, the handler would wait for the very thread it interrupted."""
     bell = Bell()
