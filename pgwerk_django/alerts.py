@@ -57,8 +57,9 @@ WAITS_FOR_TOO_LONG = f"""
     AND job.enqueued_at < statement_timestamp() - interval '{LONGEST_WAIT} seconds')
 """
 
+# Nothing here is `NOT EXISTS`, which may become a join, and read all of the other table for each row of the one.
 _UNTOLD = (
-    "NOT EXISTS (SELECT FROM _pgwerk_alerts alert WHERE alert.schedule_name = {} AND kind = '{}' AND ended_at IS NULL)"
+    "(SELECT 1 FROM _pgwerk_alerts alert WHERE alert.schedule_name = {} AND kind = '{}' AND ended_at IS NULL) IS NULL"
 )
 _MY_TURN = "(SELECT mine FROM turn)"
 
@@ -88,12 +89,12 @@ WITH RECURSIVE turn AS MATERIALIZED (
         ORDER BY run_at LIMIT {MOST_OF_A_QUEUE}
     ) AS waiting
     WHERE schedule_name <> '' AND {_UNTOLD.format("waiting.schedule_name", "late")} AND {_MY_TURN}
-        AND NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = lines.queue AND queue.paused))
+        AND (SELECT paused FROM _pgwerk_queues queue WHERE queue.name = lines.queue) IS NOT TRUE)
     UNION ALL
     (SELECT schedule_name, 'late', key, 'its job waits to be handed over to ' || target, enqueued_at
     FROM (SELECT * FROM _pgwerk_jobs job WHERE status = 'READY' AND target <> 'worker' LIMIT {MOST}) AS job
     WHERE schedule_name <> '' AND {WAITS_FOR_TOO_LONG} AND {_UNTOLD.format("job.schedule_name", "late")} AND {_MY_TURN}
-        AND NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = job.queue AND queue.paused))
+        AND (SELECT paused FROM _pgwerk_queues queue WHERE queue.name = job.queue) IS NOT TRUE)
     UNION ALL
     (SELECT name, 'failing', '', error, statement_timestamp() FROM _pgwerk_schedules schedule
     WHERE error <> '' AND {_UNTOLD.format("schedule.name", "failing")} AND {_MY_TURN} LIMIT {MOST})
@@ -101,7 +102,9 @@ WITH RECURSIVE turn AS MATERIALIZED (
     (SELECT schedule.name, 'failing', failed.key, right(failed.error, 2000), failed.finished_at
     FROM (
         SELECT DISTINCT ON (schedule_name) schedule_name, key, error, finished_at FROM _pgwerk_jobs job
-        WHERE {FAILED} AND schedule_name <> '' AND {_UNTOLD.format("job.schedule_name", "failing")} AND {_MY_TURN}
+        -- So said that `pgwerk_ended_badly`, which knows when, is the only index that fits.
+        WHERE ({FAILED} OR {MISSED}) AND status <> 'SKIPPED' AND schedule_name <> ''
+            AND {_UNTOLD.format("job.schedule_name", "failing")} AND {_MY_TURN}
             AND finished_at > statement_timestamp() - interval '{LOOK_BACK} seconds'
         ORDER BY schedule_name, key DESC LIMIT {MOST}
     ) AS failed
@@ -111,7 +114,7 @@ WITH RECURSIVE turn AS MATERIALIZED (
     (SELECT schedule_name, 'missed', key, reason, finished_at FROM _pgwerk_jobs job
     WHERE {MISSED} AND schedule_name <> '' AND {_MY_TURN}
         AND finished_at > statement_timestamp() - interval '{LOOK_BACK} seconds'
-        AND NOT EXISTS (SELECT FROM _pgwerk_alerts alert WHERE kind = 'missed' AND alert.job_key = job.key)
+        AND (SELECT 1 FROM _pgwerk_alerts alert WHERE kind = 'missed' AND alert.job_key = job.key) IS NULL
     LIMIT {MOST})
 ), begun AS (
     INSERT INTO _pgwerk_alerts (schedule_name, kind, job_key, why, since, ended_at, news)
@@ -126,7 +129,6 @@ WITH RECURSIVE turn AS MATERIALIZED (
     LEFT JOIN {NEWEST_DECIDED.format(name="CASE alert.kind WHEN 'failing' THEN alert.schedule_name END")} AS decided ON true
     WHERE ended_at IS NULL AND kind IN ('late', 'failing') AND {_MY_TURN} AND (
         schedule.id IS NULL
-        -- Not `NOT EXISTS`, for which all that waits might be read first.
         OR kind = 'late' AND ({LATE}) IS NOT TRUE AND (
             SELECT 1 FROM _pgwerk_jobs job WHERE job.schedule_id = schedule.id AND status IN ('READY', 'RUNNING')
                 AND status = 'READY' AND {WAITS_FOR_TOO_LONG} LIMIT 1

@@ -84,9 +84,14 @@ WITH RECURSIVE all_queues (name) AS (
 SELECT * FROM claimed ORDER BY nth
 """  # noqa: S608  our own column names
 
-_MINE = """
+# The status is hidden from the planner: else it might be led by `pgwerk_running`, past all that this worker has ever run
+# and a long snapshot keeps.
+_STILL_MINE = (
+    "job.id = mine.id AND job.claims = mine.claims AND job.worker_id = %(worker)s AND job.status || '' = 'RUNNING'"
+)
+_MINE = f"""
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
+WHERE {_STILL_MINE}
 """
 
 _RENEW = f"""
@@ -94,19 +99,17 @@ UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
 {_MINE} RETURNING job.id
 """  # noqa: S608
 
-_BEGIN = """
+_BEGIN = f"""
 UPDATE _pgwerk_jobs job SET prefetched = false, started_at = statement_timestamp() - mine.ago * interval '1 second'
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(agos)s::float8[]) AS mine (id, claims, ago)
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
-RETURNING job.id
-"""
+WHERE {_STILL_MINE} RETURNING job.id
+"""  # noqa: S608
 
-_PROGRESS = """
+_PROGRESS = f"""
 UPDATE _pgwerk_jobs job SET progress = mine.progress::jsonb
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(progress)s::text[]) AS mine (id, claims, progress)
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
-RETURNING job.id
-"""
+WHERE {_STILL_MINE} RETURNING job.id
+"""  # noqa: S608
 
 # Of a job that somebody cancelled there is no next attempt.
 _AGAIN = "mine.status = 'READY' AND job.cancel_requested_at IS NULL"
@@ -140,7 +143,7 @@ FROM (
         %(exceptions)s::text[], %(delays)s::float8[], %(seconds)s::float8[], %(agos)s::float8[]
     ) AS told (id, claims, status, result, error, exception, delay, seconds, ago)
 ) mine
-WHERE job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s
+WHERE {_STILL_MINE}
 RETURNING job.id, job.status, extract(epoch FROM job.started_at)::float8
 """  # noqa: S608
 

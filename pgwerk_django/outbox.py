@@ -27,7 +27,8 @@ WITH picked AS MATERIALIZED (
     WHERE status = 'READY' AND target <> 'worker' AND target = %(target)s AND run_at <= statement_timestamp()
         AND (lease_until IS NULL OR lease_until <= statement_timestamp())
         AND (start_by IS NULL OR start_by > statement_timestamp())
-        AND NOT EXISTS (SELECT FROM _pgwerk_queues queue WHERE queue.name = job.queue AND queue.paused)
+        -- Not `NOT EXISTS`, for which all that waits might be read first.
+        AND (SELECT paused FROM _pgwerk_queues queue WHERE queue.name = job.queue) IS NOT TRUE
     ORDER BY run_at LIMIT %(limit)s FOR UPDATE OF job SKIP LOCKED
 )
 UPDATE _pgwerk_jobs job SET
@@ -36,7 +37,8 @@ FROM picked WHERE job.id = picked.id
 RETURNING {_COLUMNS}
 """  # noqa: S608  our own column names
 
-_HELD = "job.id = mine.id AND job.claims = mine.claims AND job.status = 'READY' AND job.target <> 'worker'"
+# Nothing of the target: no index but that of the ids may lead here.
+_HELD = "job.id = mine.id AND job.claims = mine.claims AND job.status = 'READY'"
 
 _FORWARD = f"""
 UPDATE _pgwerk_jobs job SET
