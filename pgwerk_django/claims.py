@@ -84,11 +84,8 @@ WITH RECURSIVE all_queues (name) AS (
 SELECT * FROM claimed ORDER BY nth
 """  # noqa: S608  our own column names
 
-# The status is hidden from the planner: else it might be led by `pgwerk_running`, past all that this worker has ever run
-# and a long snapshot keeps.
-_STILL_MINE = (
-    "job.id = mine.id AND job.claims = mine.claims AND job.worker_id = %(worker)s AND job.status || '' = 'RUNNING'"
-)
+# By the ids, or by `pgwerk_running`: all that this worker runs, which is not much.
+_STILL_MINE = "job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s"
 _MINE = f"""
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
 WHERE {_STILL_MINE}

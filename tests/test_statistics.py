@@ -26,7 +26,7 @@ SELECT name || '@' || n, name, 'SUCCESSFUL', now() FROM _pgwerk_schedules, gener
 BURST = """
 UPDATE _pgwerk_schedules SET next_run_at = now() - interval '1 hour';
 INSERT INTO _pgwerk_jobs (key, schedule_id, schedule_name, status, target, run_at, worker_id, claims)
-SELECT name || '@' || state, id, name, status, states.target, now() - interval '1 hour', 1, 1
+SELECT name || '@' || state, id, name, status, states.target, now() - interval '1 hour', substr(name, 2)::int, 1
 FROM _pgwerk_schedules, (VALUES
     ('waits', 'READY', 'worker'), ('outbox', 'READY', 'celery'), ('runs', 'RUNNING', 'worker')
 ) AS states (state, status, target);
@@ -75,7 +75,7 @@ def reading() -> Iterator[Callable[[], int]]:
 
 
 def claims() -> Claims:
-    return Claims(1, "w", lease=60, using="default")
+    return Claims(7, "w", lease=60, using="default")
 
 
 def running() -> tuple[Any, int]:
