@@ -190,6 +190,7 @@ def test_a_backlog_that_the_statistics_do_not_know_is_walked_by_its_own_indexes(
 def test_open_jobs_are_found_by_their_index(many_rows: None) -> None:
     assert "pgwerk_open" in Job.objects.open().filter(schedule=7).explain()
     assert "Seq Scan" not in Job.objects.open().explain()
+    assert not Job.objects.open().filter(schedule__paused=True).exists()  # both tables have a target
 
 
 # -- the re-plan trigger ---------------------------------------------------------------------------------------------
