@@ -16,7 +16,7 @@ from pgwerk_django.tick import _claim
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-MANY = 3_000  # of each
+MANY = 1_000  # of each
 QUIET = f"""
 INSERT INTO _pgwerk_schedules (name, interval, next_run_at, replan)
 SELECT 's' || n, 60, now() + interval '1 hour', false FROM generate_series(1, {MANY}) n;
