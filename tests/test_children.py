@@ -295,7 +295,7 @@ def test_sigterm_lets_jobs_finish(manage: Any) -> None:
     worker.process.terminate()
     assert worker.process.poll() is None
     functions.gate.set()
-    assert worker.process.wait(20) == 0, worker.text()
+    assert worker.process.wait(60) == 0, worker.text()
     assert became(job).status == "SUCCESSFUL"
     waiting.refresh_from_db()
     assert (waiting.status, waiting.attempt) == ("READY", 0)
@@ -323,7 +323,7 @@ def test_a_second_signal_stops_now(manage: Any) -> None:
     heard = time.monotonic()
     wait_until(lambda: time.monotonic() > heard + SAME_REQUEST)  # later than that it is another one
     worker.process.terminate()
-    assert worker.process.wait(20) == 3, worker.text()
+    assert worker.process.wait(60) == 3, worker.text()
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("READY", 0)
 

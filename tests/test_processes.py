@@ -114,7 +114,7 @@ scheduler.Scheduler(on_unregistered="keep").tick()
 def test_a_scheduler_killed_at(start: Any, scheduler: Scheduler, point: str, recorded: int) -> None:
     rows = [make(ago=SECOND, _name=f"s{n}") for n in range(5)]
     killed = start("-c", DIES, point)
-    assert killed.process.wait(20) == -signal.SIGKILL, killed.text()
+    assert killed.process.wait(60) == -signal.SIGKILL, killed.text()
     wait_until(lambda: idle_sessions_of_the_dead() == 0)
     assert Job.objects.count() == recorded
     while scheduler.tick():
@@ -371,7 +371,7 @@ def test_once_syncs_and_ticks_until_nothing_is_due(manage: Any) -> None:
     for number in range(5):
         make_due(make(interval=3600, _name=f"s{number}"))
     done = manage("runscheduler", "--once", "--batch-size=2", "--on-unregistered=keep")
-    assert done.process.wait(20) == 0, done.text()
+    assert done.process.wait(60) == 0, done.text()
     assert Job.objects.count() == 5
 
 
