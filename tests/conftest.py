@@ -65,7 +65,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def new_tables(transactional_db: None) -> None:
     """Files as a new installation has them: those that `_flush` leaves are as large as a test before made them, and show in plans."""
     with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE _pgwerk_schedules, _pgwerk_jobs")
+        cursor.execute("TRUNCATE _pgwerk_schedules, _pgwerk_jobs, _pgwerk_alerts, _pgwerk_queues")
 
 
 @pytest.fixture

@@ -41,7 +41,6 @@ FROM _pgwerk_schedules, (VALUES ('FAILED'), ('SKIPPED')) AS ended (status);
 @pytest.fixture(params=["none", "quiet", "quiet, all tables"])
 def statistics(request: pytest.FixtureRequest, new_tables: None) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE _pgwerk_alerts, _pgwerk_queues")
         cursor.execute(QUIET)
         if request.param != "none":
             cursor.execute("ANALYZE _pgwerk_jobs, _pgwerk_schedules")
