@@ -6,9 +6,10 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+AXE := .browser/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench lint format docs messages screenshots clean
+.PHONY: help demo test axe chaos bench lint format docs messages screenshots clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
@@ -52,7 +53,7 @@ clean:  ## delete what the others made, the demo's data included
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted installation is taken up again.
-$(READY): pyproject.toml
+$(READY): pyproject.toml | $(AXE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	    { echo "pgwerk_django needs Python 3.11 or newer, and $(PYTHON) is none: try make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -63,7 +64,9 @@ $(READY): pyproject.toml
 	@# Apart, and without what it asks for: it has a module of the name of one of rq-scheduler's, and wants an older Django.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/beat --upgrade --no-deps \
 	    django-celery-beat python-crontab 'cron-descriptor<2' django-timezone-field
-	@# For the browser tests' accessibility check; who has no npm goes without.
-	@test -e .browser/node_modules/axe-core/axe.min.js || ! command -v npm >/dev/null || \
-	    npm install --prefix .browser --no-save --silent --no-audit --no-fund axe-core@4
 	@touch $@
+
+# For the browser tests' accessibility check; who has no npm goes without.
+axe: $(AXE)
+$(AXE):
+	@! command -v npm >/dev/null || npm install --prefix .browser --no-save --silent --no-audit --no-fund axe-core@4

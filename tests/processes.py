@@ -1,12 +1,15 @@
 """Real processes of ours, on the test's own database."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from django.db import connection
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,5 +48,15 @@ class Started:
         return text in self.text()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it, once it listens for that (one that still imports Django dies of it), and give its exit code."""
+        wait_until(lambda: self._catches(number), 60)
         self.process.send_signal(number)
         return self.process.wait(60)
+
+    def _catches(self, number: int) -> bool:
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except FileNotFoundError:  # no Linux
+            return True
+        caught = re.search(r"^SigCgt:\s+(\w+)", status, re.MULTILINE)
+        return self.process.poll() is not None or bool(caught and int(caught[1], 16) >> (number - 1) & 1)

@@ -313,8 +313,7 @@ def full(settings: Any) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core here: make fetches it where there is npm")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, NARROW])
+@pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (NARROW, "dark")])
 def test_axe_finds_nothing_serious(anna: Browser, full: dict[str, str], scheme: str, size: tuple[int, int]) -> None:
     chromium.resize(anna.driver, *size)
     chromium.prefer(anna.driver, scheme)

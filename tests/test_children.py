@@ -215,7 +215,7 @@ def test_a_killed_worker_takes_its_processes_along(manage: Any) -> None:
 
 
 def test_what_a_killed_worker_had_not_begun_spends_no_attempt(manage: Any) -> None:
-    enqueue_many(functions.slow_add, [[n, 0.002] for n in range(2000)])
+    enqueue_many(functions.slow_add, [[n, 0.002] for n in range(600)])
     worker = manage("runworker", "--concurrency=1")
     wait_until(lambda: Job.objects.filter(status="SUCCESSFUL").count() > 50)
     worker.process.kill()
@@ -229,7 +229,7 @@ def test_what_a_killed_worker_had_not_begun_spends_no_attempt(manage: Any) -> No
     assert list(failed.values_list("error", flat=True)) == ["worker lost"] * begun
     assert not Job.objects.exclude(status__in=["SUCCESSFUL", "FAILED"]).exists()
     ran = {note[0] for note in functions.read()}
-    assert ran == set(range(2000))
+    assert ran == set(range(600))
 
 
 def test_a_job_that_ends_its_worker_does_not_come_back_for_ever() -> None:

@@ -447,7 +447,6 @@ def test_a_scheduler_whose_ticks_fail_says_that_it_lives(start: Any) -> None:
     wait_until(lambda: Process.objects.get().heartbeat_at > started)
     Process.objects.update(started_at=now() - HOUR)
     assert checks(judged().problems) == ["stuck", "ticks"]
-    running.stop()
 
 
 def test_heartbeats_and_leases_are_kept_however_long_a_poll_is(manage: Any, notes: Any) -> None:
