@@ -79,8 +79,9 @@ def hearing(*numbers: int, tell: Callable[[int], None]) -> Iterator[None]:
 
     thread = threading.Thread(target=listen, name="pgwerk-signals", daemon=True)
     thread.start()
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    # First where they are told, then that they are: a signal that comes between the two must not be lost.
     wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import OperationalError
@@ -139,6 +140,26 @@ def test_a_signal_is_heard_while_the_main_thread_is_blocked() -> None:
         libc.pthread_mutex_lock(mutex)  # no signal ends this wait
         assert heard == [signal.SIGUSR1]
     rescue.cancel()
+
+
+def test_a_signal_is_heard_the_moment_it_kills_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    install = signal.signal
+
+    def install_and_raise(number: int, handler: Any) -> Any:
+        before = install(number, handler)
+        if callable(handler):
+            signal.raise_signal(number)
+        return before
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pgwerk_django.loop.signal.signal", install_and_raise)
+        listening = hearing(signal.SIGUSR1, tell=heard.append)
+        listening.__enter__()
+    try:
+        wait_until(lambda: heard == [signal.SIGUSR1], 5)
+    finally:
+        listening.__exit__(None, None, None)
 
 
 def test_handlers_are_as_before_once_nobody_listens() -> None:

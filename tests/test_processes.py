@@ -51,6 +51,13 @@ def test_a_scheduler_fires_and_stops_with_0(manage: Any, number: int) -> None:
     assert "process_stopped" in scheduler.text()
 
 
+@pytest.mark.parametrize("command", [["runscheduler"], ["runscheduler", "--with-worker"], ["runworker"]], ids=" ".join)
+def test_stopped_as_soon_as_it_listens_it_ends_with_0(manage: Any, command: list[str]) -> None:
+    started = manage(*command)
+    assert started.stop() == 0, started.text()
+    assert not Process.objects.exists()
+
+
 def test_scheduler_and_worker_in_one_process(manage: Any) -> None:
     every_second()
     both = manage("runscheduler", "--with-worker", "--on-unregistered=keep")
