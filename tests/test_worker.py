@@ -2,14 +2,15 @@
 
 import datetime as dt
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
 
 from pgwerk_django import signals
-from pgwerk_django.claims import recover_lost
-from pgwerk_django.execution import backoff_before
+from pgwerk_django.claims import Claim, Claims, recover_lost
+from pgwerk_django.execution import Outcome, backoff_before
 from pgwerk_django.jobs import aenqueue, current_job, enqueue
 from pgwerk_django.models import Job, Process, Schedule
 from pgwerk_django.scheduler import Scheduler
@@ -273,6 +274,33 @@ def test_the_lease_of_a_long_job_is_renewed(settings: Any) -> None:
         thread.join(20)
     job.refresh_from_db()
     assert (job.status, job.result) == ("SUCCESSFUL", "through")
+
+
+WRITES = {
+    "renew": lambda claims, claim: claims.renew([claim]),
+    "begin": lambda claims, claim: claims.begin({claim: 0.0}),
+    "progress": lambda claims, claim: claims.progress({claim: '{"done": 1}'}),
+    "finish": lambda claims, claim: claims.finish([(claim, Outcome.success(1))]),
+    "hand back": lambda claims, claim: claims.hand_back([claim]),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_who_has_a_claim_no_more_writes_nothing(write: Callable[[Claims, Claim], object]) -> None:
+    """Not even the worker that claimed the job anew after it had lost it: what its first run says is not of its second."""
+    job = enqueue(functions.noop)
+    assert job is not None
+    mine, another = (Claims(worker, "w", lease=60, using="default") for worker in (1, 2))
+    assert len(mine.claim(1, [])) == 1
+    Job.objects.update(lease_until=now() - SECOND, prefetched=True)
+    recover_lost(using="default")
+    assert len(mine.claim(1, [])) == 1
+    held = Job.objects.values().get()
+    assert (held["status"], held["claims"]) == ("RUNNING", 2)
+    for claims, claim in ((mine, (job.pk, 1)), (another, (job.pk, 2))):
+        assert not write(claims, claim)
+        assert Job.objects.values().get() == held
+    assert write(mine, (job.pk, 2))
 
 
 # -- time-outs and stopping ------------------------------------------------------------------------------------------
