@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import InterfaceError, InternalError, OperationalError, connections, reset_queries
 
 from pgwerk_django import conf
+from pgwerk_django.sqlstates import Refusal, refusal_of
 from pgwerk_django.systemd import Notifier
 
 FIRST_RETRY = 0.1
@@ -126,13 +127,16 @@ class Loop:
         bell: Bell | None = None,
         on_lost: Callable[[Exception], None] = lambda error: None,
         on_back: Callable[[float], None] = lambda seconds: None,
+        on_refused: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self._runners = runners
         self._using = using
         self._on_lost = on_lost
         self._on_back = on_back
+        self._on_refused = on_refused
         self._stopping = False
         self._lost_at: float | None = None
+        self._is_refused = False
         self._retry = FIRST_RETRY
         self._notifier = Notifier()
         self.bell = bell or Bell()
@@ -162,8 +166,9 @@ class Loop:
         try:
             delay = min(runner.step() for runner in self._runners)
         except Lost as error:
-            return self._away(error)
+            return self._away(error) if refusal_of(error) is Refusal.OUTAGE else self._refused(error)
         self._returned()
+        self._is_refused, self._retry = False, FIRST_RETRY
         if all(runner.ready for runner in self._runners):
             self._notifier.say(READY="1", STATUS="running")
         return delay
@@ -174,13 +179,25 @@ class Loop:
             self._lost_at = time.monotonic()
             self._on_lost(error)
         self._notifier.say(STATUS=f"waiting for the database: {error}")
+        return self._back_off()
+
+    def _refused(self, error: Exception) -> float:
+        """The database is there, but a statement of this pass was cancelled, or waited too long for a lock: try again later."""
+        connections[self._using].close_if_unusable_or_obsolete()
+        self._returned()
+        if not self._is_refused:  # told once, until a pass succeeds
+            self._is_refused = True
+            self._on_refused(error)
+        return self._back_off()
+
+    def _back_off(self) -> float:
         delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
         return delay * random.uniform(0.5, 1)  # noqa: S311  # spreads a fleet's reconnects, guards nothing
 
     def _returned(self) -> None:
         if self._lost_at is not None:
             self._on_back(time.monotonic() - self._lost_at)
-            self._lost_at, self._retry = None, FIRST_RETRY
+            self._lost_at = None
 
 
 @contextlib.contextmanager

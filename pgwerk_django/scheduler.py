@@ -278,6 +278,7 @@ class Scheduler:
             bell=bell,
             on_lost=signals.send_database_lost,
             on_back=signals.send_database_back,
+            on_refused=signals.send_statement_refused,
         )
         channels = ["pgwerk_schedules", *(["pgwerk_jobs"] if others else [])]
         try:

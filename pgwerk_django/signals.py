@@ -16,6 +16,8 @@ from typing import Any
 from django.db import close_old_connections, connections, transaction
 from django.dispatch import Signal
 
+from pgwerk_django.sqlstates import described
+
 logger = logging.getLogger("pgwerk_django")
 
 synced = Signal()  # inserted, updated, reconciled: lists of schedule names
@@ -51,6 +53,7 @@ jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanish
 housekept = Signal()  # jobs, processes: counts of rows deleted
 database_lost = Signal()  # error
 database_back = Signal()  # seconds: how long it was away
+statement_refused = Signal()  # error: cancelled by a time limit, or by somebody's lock; it is tried again
 metrics_served = Signal()  # address: where this process shows them
 metrics_failed = Signal()  # error: what is in the database could not be measured; told once, until it can be
 listen_failed = Signal()  # error: wake-ups will not come, polling goes on
@@ -91,6 +94,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     housekept: ("housekept", logging.INFO),
     database_lost: ("database_lost", logging.ERROR),
     database_back: ("database_back", logging.WARNING),
+    statement_refused: ("statement_refused", logging.WARNING),
     metrics_served: ("metrics_served", logging.INFO),
     metrics_failed: ("metrics_failed", logging.WARNING),
     listen_failed: ("listen_failed", logging.WARNING),
@@ -146,11 +150,15 @@ class Teller:
 
 
 def send_database_lost(error: Exception) -> None:
-    send_now(database_lost, error=error)
+    send_now(database_lost, error=described(error))
 
 
 def send_database_back(seconds: float) -> None:
     send_now(database_back, seconds=round(seconds, 1))
+
+
+def send_statement_refused(error: Exception) -> None:
+    send_now(statement_refused, error=described(error))
 
 
 def send_listen_failed(error: Exception) -> None:

@@ -103,6 +103,7 @@ class Worker:
             bell=self.bell,
             on_lost=signals.send_database_lost,
             on_back=signals.send_database_back,
+            on_refused=signals.send_statement_refused,
         )
         with listening(self.bell, "pgwerk_jobs", on_failed=signals.send_listen_failed):
             if self._stopped:

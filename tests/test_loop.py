@@ -63,6 +63,18 @@ def test_an_outage_is_told_once_and_so_is_its_end() -> None:
     assert run(Steps(0, gone, gone, 0, 0, gone, 0)) == ["gone", "back", "gone", "back"]
 
 
+class Canceled(OperationalError):
+    sqlstate = "57014"
+
+
+def test_a_statement_that_is_cancelled_is_no_outage() -> None:
+    """It is told once, until a pass succeeds; an outage before it is over, as the database has answered."""
+    late, gone = Canceled("too late"), OperationalError("gone")
+    refused: list[str] = []
+    told = run(Steps(0, late, late, 0, gone, late, 0), on_refused=lambda error: refused.append(str(error)))
+    assert (refused, told) == (["too late", "too late"], ["gone", "back"])
+
+
 def test_a_bug_is_no_outage() -> None:
     steps = Steps(0, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
