@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from pgwerk_django import conf
 from pgwerk_django import registry as declared
-from pgwerk_django.exceptions import shown
+from pgwerk_django.exceptions import shown, text_of
 from pgwerk_django.framework import framework
 
 # In OPTIONS, for all tasks of an alias: what `jobs.enqueue` takes for each job.
@@ -118,5 +118,5 @@ class PgwerkBackend(framework("backends.base").BaseTaskBackend):  # type: ignore
             try:
                 OPTIONS[name](value, f"{where}[{name!r}]")
             except (TypeError, ValueError) as error:
-                found.append(str(error))
+                found.append(text_of(error))
         return found

@@ -12,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.utils.connection import ConnectionDoesNotExist
 
 from pgwerk_django import conf, targets
-from pgwerk_django.exceptions import TargetUnavailable
+from pgwerk_django.exceptions import TargetUnavailable, text_of
 from pgwerk_django.models import Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.targets.pgwerk import werk
@@ -69,7 +69,7 @@ def check_engine(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
             )
         ]
     except ImproperlyConfigured as error:
-        return [checks.Error(f"database {alias!r} cannot be used: {error}", id="pgwerk_django.E003")]
+        return [checks.Error(f"database {alias!r} cannot be used: {text_of(error)}", id="pgwerk_django.E003")]
     if connection.vendor != "postgresql":
         return [
             checks.Error(
@@ -136,7 +136,7 @@ def check_werk(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[c
     try:
         werk()
     except TargetUnavailable as error:
-        return [checks.Error(str(error), id="pgwerk_django.E009")]
+        return [checks.Error(text_of(error), id="pgwerk_django.E009")]
     return []
 
 
@@ -220,7 +220,7 @@ def _function_problems() -> Iterable[tuple[str, str]]:
             definition = targets.resolved(declared)
             target = targets.get(definition.target)
         except (ValueError, ImproperlyConfigured) as error:
-            yield declared.name, str(error)
+            yield declared.name, text_of(error)
             continue
         for problem in target.problems(definition):
             yield definition.name, problem

@@ -17,8 +17,8 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from pgwerk_django import conf, signals
 from pgwerk_django.arrays import array
-from pgwerk_django.exceptions import WorkerLost
-from pgwerk_django.execution import Outcome, class_path
+from pgwerk_django.exceptions import WorkerLost, class_path
+from pgwerk_django.execution import Outcome
 from pgwerk_django.models import Job, Status
 
 Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`

@@ -2,6 +2,8 @@
 
 import datetime as dt
 import reprlib
+import traceback
+from typing import Any
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
@@ -26,6 +28,68 @@ def shown(value: object, limit: int = 60) -> str:
 def in_one_line(text: str) -> str:
     """With what would break the line, or turn it around, as Python escapes it."""
     return text if text.isprintable() else "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+NO_TEXT = "<exception str() failed>"  # as Python's own tracebacks say it
+
+
+def text_of(error: object) -> str:
+    """Return the message of an exception. Never raises: for each exception that code of others raised, whatever its class does."""
+    try:
+        return _exactly_text(str(error))
+    except BaseException:  # noqa: BLE001  # `__str__` may raise SystemExit too, or return something else than a string
+        return NO_TEXT
+
+
+def named(error: BaseException) -> str:
+    """Return the name of an exception's class and its message. Never raises."""
+    return f"{_name_of(type(error), '__name__')}: {text_of(error)}"
+
+
+def summary_of(error: BaseException) -> str:
+    """Return the first line of `named(error)`. Never raises."""
+    return named(error).splitlines()[0]
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return an exception as Python prints it, with its causes and notes. Never raises; what cannot be shown is left out."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001  # its notes, causes, group or `SyntaxError` attributes may be anything
+        return _short_traceback_of(error)
+
+
+def _short_traceback_of(error: BaseException) -> str:
+    try:
+        # The getter of BaseException: the class may have a property of this name.
+        stack = traceback.format_tb(BaseException.__dict__["__traceback__"].__get__(error))
+    except BaseException:  # noqa: BLE001
+        stack = []
+    return "".join(["Traceback (most recent call last):\n", *stack, f"{class_path(error)}: {text_of(error)}\n"])
+
+
+def class_path(error: BaseException | type[BaseException]) -> str:
+    """Return the dotted path of an exception's class. Never raises."""
+    # No `isinstance`: it asks the object for its `__class__`, which may be a property that raises.
+    kind: Any = error if issubclass(type(error), type) else type(error)
+    return f"{_name_of(kind, '__module__')}.{_name_of(kind, '__qualname__')}"
+
+
+def is_ours(error: BaseException) -> bool:
+    """Return whether an exception is a `PgwerkError`. Never raises, and no `__class__` deceives it."""
+    return issubclass(type(error), PgwerkError)
+
+
+def _name_of(kind: type, attribute: str) -> str:
+    try:
+        return _exactly_text(getattr(kind, attribute))
+    except BaseException:  # noqa: BLE001  # `__module__` may be anything, and a metaclass may do anything
+        return "unknown"
+
+
+def _exactly_text(value: str) -> str:
+    """Return a plain `str`: a subclass may override any method, and could not be unpickled elsewhere."""
+    return str.__str__(value)
 
 
 class PgwerkError(Exception):

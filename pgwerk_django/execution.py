@@ -7,7 +7,6 @@ import inspect
 import json
 import random
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +15,21 @@ from django.db import close_old_connections, connections
 from django.utils import timezone, translation
 
 from pgwerk_django import jobs, registry, spans
-from pgwerk_django.exceptions import JobCancelled, PgwerkError, TransactionLeftOpen
+from pgwerk_django.exceptions import (
+    JobCancelled,
+    TransactionLeftOpen,
+    class_path,
+    is_ours,
+    summary_of,
+    text_of,
+    traceback_of,
+)
 from pgwerk_django.models import Job, Status
 from pgwerk_django.targets.base import found_at
 from pgwerk_django.targets.django_tasks import is_task
 from pgwerk_django.targets.results import TaskRun, enqueued
 from pgwerk_django.targets.worker import function_of
+from pgwerk_django.text import storable
 
 LONGEST_ERROR = 50_000
 LONGEST_SUMMARY = 1000
@@ -63,25 +71,21 @@ class Outcome:
             return cls(Status.SUCCESSFUL, result=json.dumps(read))
         except (TypeError, ValueError) as error:
             # It ran; another attempt would run it again and return the same.
-            summary = str(error)[:LONGEST_SUMMARY]
-            return cls(Status.FAILED, error=str(error), summary=summary, exception=class_path(error))
+            text = storable(text_of(error), LONGEST_ERROR)
+            return cls(Status.FAILED, error=text, summary=text[:LONGEST_SUMMARY], exception=storable(class_path(error)))
 
     @classmethod
     def failure(cls, job: Job, error: BaseException) -> "Outcome":
         # What we raise says all there is to say; of what the job raised, the place matters too.
-        text = str(error) if isinstance(error, PgwerkError) else "".join(traceback.format_exception(error))
-        text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()[-LONGEST_ERROR:]
-        summary = f"{type(error).__name__}: {error}".splitlines()[0][:LONGEST_SUMMARY]
-        failed = functools.partial(cls, error=text, summary=summary, exception=class_path(error))
-        if isinstance(error, JobCancelled):
+        text = text_of(error) if is_ours(error) else traceback_of(error)
+        text = storable(text[-LONGEST_ERROR:])[-LONGEST_ERROR:]
+        summary = storable(summary_of(error), LONGEST_SUMMARY)
+        failed = functools.partial(cls, error=text, summary=summary, exception=storable(class_path(error)))
+        if issubclass(type(error), JobCancelled):
             return failed(Status.CANCELLED)
         if job.attempt < job.max_attempts:
             return failed(Status.READY, delay=backoff_before(job.attempt, job.backoff))
         return failed(Status.FAILED)
-
-
-def class_path(error: BaseException) -> str:
-    return f"{type(error).__module__}.{type(error).__qualname__}"
 
 
 def is_async(func: Callable[..., Any]) -> bool:

@@ -20,12 +20,13 @@ from typing import Any
 from django.db import connections
 
 from pgwerk_django import conf, signals, spans, targets
-from pgwerk_django.exceptions import TransactionLeftOpen
+from pgwerk_django.exceptions import TransactionLeftOpen, summary_of
 from pgwerk_django.execution import LONGEST_SUMMARY, leave_clean
 from pgwerk_django.loop import Every, Lost
 from pgwerk_django.models import Job, atomic
 from pgwerk_django.outbox import Outbox
 from pgwerk_django.targets import ForeignTarget
+from pgwerk_django.text import storable
 
 BATCH, FIRST_BATCH = 100, 10  # jobs of one claim, at most and at first;
 BATCH_TAKES = 1.0  # seconds, by the pace so far: what waits longer for its turn, other schedulers could send
@@ -256,7 +257,7 @@ class Sender:
 
     def _tell_failure(self, jobs: list[Job], error: BaseException, delay: float) -> None:
         """Once a minute, for as long as it is the same."""
-        summary = f"{type(error).__name__}: {error}"[:LONGEST_SUMMARY]
+        summary = storable(summary_of(error), LONGEST_SUMMARY)
         if summary != self._told[0]:
             self._told = (summary, Every(TELL_AGAIN))
         if self._told[1]():

@@ -4,7 +4,6 @@
 """
 
 import datetime as dt
-import traceback
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +12,9 @@ from django.db import transaction
 
 from pgwerk_django import conf
 from pgwerk_django.arrays import array
-from pgwerk_django.execution import class_path
+from pgwerk_django.exceptions import class_path, traceback_of
 from pgwerk_django.models import Job, Status
+from pgwerk_django.text import storable
 
 LONGEST_ID = 255
 
@@ -107,12 +107,12 @@ class Outbox:
         return self._write(_NOTE_SENT, [job for job, _ in sent], external_ids=_external_ids(sent))
 
     def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> set[uuid.UUID]:
-        text = _storable("".join(traceback.format_exception(error)))
+        text = storable(traceback_of(error))
         return self._write(
             _PUT_BACK,
             jobs,
             errors=array([text for _ in jobs]),
-            exceptions=array([class_path(error) for _ in jobs]),
+            exceptions=array([storable(class_path(error)) for _ in jobs]),
             delays=array(delays),
         )
 
@@ -145,8 +145,4 @@ class Outbox:
 
 
 def _external_ids(sent: Sequence[tuple[Job, str]]) -> str:
-    return array([_storable(external_id)[:LONGEST_ID] for _, external_id in sent])
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()
+    return array([storable(external_id, LONGEST_ID) for _, external_id in sent])

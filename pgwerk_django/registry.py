@@ -13,7 +13,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 from django.conf import settings
 
 from pgwerk_django.cron import zone
-from pgwerk_django.exceptions import shown
+from pgwerk_django.exceptions import shown, text_of
 from pgwerk_django.policies import Misfire, Overlap, default_overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, seconds
 from pgwerk_django.text import DEEPEST_JSON, LONGEST_NAME, free_text, is_deep, text
@@ -71,7 +71,7 @@ def check_arguments(func: Any, args: Sequence[object], kwargs: Mapping[str, obje
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(
-            f"args and kwargs must fit {path_of(func)}{signature}, got args={shown(args)}, kwargs={shown(kwargs)}: {error}"
+            f"args and kwargs must fit {path_of(func)}{signature}, got args={shown(args)}, kwargs={shown(kwargs)}: {text_of(error)}"
         ) from None
 
 
@@ -129,7 +129,7 @@ def json_value(value: object, option: str, *, default: Callable[[object], object
     except (TypeError, ValueError, RecursionError) as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(
-            f"{option} must be JSON (text, numbers, booleans, None, lists, dicts), got {shown(value)}: {error}"
+            f"{option} must be JSON (text, numbers, booleans, None, lists, dicts), got {shown(value)}: {text_of(error)}"
         ) from None
     if len(text) > LARGEST_JSON:
         raise ValueError(f"{option} must be at most {LARGEST_JSON} characters of JSON, got {len(text)}: {shown(value)}")

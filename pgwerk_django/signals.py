@@ -16,6 +16,7 @@ from typing import Any
 from django.db import close_old_connections, connections, transaction
 from django.dispatch import Signal
 
+from pgwerk_django.exceptions import text_of
 from pgwerk_django.sqlstates import described
 
 logger = logging.getLogger("pgwerk_django")
@@ -144,7 +145,10 @@ class Teller:
 
     def _run(self) -> None:
         while (send := self._events.get()) is not None:
-            send()
+            try:
+                send()
+            except BaseException:  # a receiver may raise SystemExit, which `send_robust` lets through
+                logger.exception("a receiver of a signal of pgwerk_django raised")
             close_old_connections()
         connections.close_all()
 
@@ -167,7 +171,7 @@ def send_listen_failed(error: Exception) -> None:
 
 def _text(value: object) -> str:
     """One word a log reader can split on: quoted when it is not, so that no value can forge a line."""
-    text = _listed(value) if type(value) is list else str(value)
+    text = _listed(value) if type(value) is list else text_of(value)
     if len(text) > LONGEST_VALUE:
         text = f"{text[:LONGEST_VALUE]}..."
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
@@ -179,7 +183,7 @@ def _is_empty(value: object) -> bool:
 
 def _listed(values: list[object]) -> str:
     shown, rest = values[:MOST_LISTED], len(values) - MOST_LISTED
-    return ",".join(str(value)[:LONGEST_VALUE] for value in shown) + (f" and {rest} more" if rest > 0 else "")
+    return ",".join(text_of(value)[:LONGEST_VALUE] for value in shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 def log_line(signal: Signal, **event: Any) -> None:

@@ -13,6 +13,12 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
+def storable(text: str, limit: int | None = None) -> str:
+    """Return text as PostgreSQL can store it: NUL becomes `\\0`, half a surrogate pair `?`; the first `limit` characters. Never raises."""
+    text = str.__str__(text)[:limit]
+    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()[:limit]
+
+
 def text(value: object, option: str, *, longest: int) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{option} must be a string, got {shown(value)}")

@@ -14,7 +14,9 @@ from psycopg.types.datetime import TimestamptzLoader
 
 from pgwerk_django import conf, policies, prepared, signals, spans
 from pgwerk_django.arrays import array
+from pgwerk_django.exceptions import named
 from pgwerk_django.models import Schedule, atomic, instant, recurrence_of
+from pgwerk_django.text import storable
 
 # All a tick reads of a schedule: the payload never leaves PostgreSQL.
 _READ = (
@@ -195,7 +197,7 @@ def _plan_recurrence(planned: Plan, row: Any, now: dt.datetime, cap: int) -> Non
 
 
 def _message(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".replace("\0", "").strip()[:LONGEST_ERROR]
+    return storable(named(error).strip(), LONGEST_ERROR)
 
 
 # Statuses are literals: as parameters they could not lead a generic plan to the partial indexes.

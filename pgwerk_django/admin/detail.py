@@ -32,6 +32,7 @@ from pgwerk_django.admin.display import (
 )
 from pgwerk_django.admin.forms import is_admitted
 from pgwerk_django.admin.words import rule_in_words
+from pgwerk_django.exceptions import text_of
 from pgwerk_django.history import STRIP, Run, is_failing, last_runs
 from pgwerk_django.models import Job, Origin, Schedule, Status
 
@@ -96,7 +97,7 @@ def upcoming(row: Any) -> list[str]:
             for before, time in zip(befores, times, strict=False)
         ]
     except Exception as error:  # noqa: BLE001  # whatever a row holds, its page must show it
-        return [str(error)]
+        return [text_of(error)]
 
 
 def clock_change(before: dt.datetime, instant: dt.datetime, zone: dt.tzinfo) -> str | SafeString:

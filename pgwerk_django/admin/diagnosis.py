@@ -11,6 +11,7 @@ from pgwerk_django import targets
 from pgwerk_django.admin.display import moment_text, span
 from pgwerk_django.admin.forms import is_admitted
 from pgwerk_django.admin.handover import last_line, waiting_job
+from pgwerk_django.exceptions import text_of
 from pgwerk_django.history import Run
 from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Status
 from pgwerk_django.policies import Overlap
@@ -92,7 +93,7 @@ def _of_the_target(row: Any) -> Iterable[str]:
     try:
         return targets.get(row.target).problems(row)
     except ValueError as error:
-        return [str(error)]
+        return [text_of(error)]
 
 
 def _of_schedulers(row: Any, around: Surroundings) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from django.utils.translation import gettext_lazy as _
 from pgwerk_django import conf, registry, targets
 from pgwerk_django.admin.masking import masked, masked_args, unmasked
 from pgwerk_django.admin.pages import RowForm
+from pgwerk_django.exceptions import text_of
 from pgwerk_django.models import Schedule
 
 
@@ -174,7 +175,7 @@ class ScheduleForm(RowForm):
         try:
             check(*args, **options)
         except (TypeError, ValueError) as error:
-            self.add_error(field, str(error))
+            self.add_error(field, text_of(error))
             return False
         return True
 

@@ -15,6 +15,7 @@ from pgwerk_django import cron, registry
 from pgwerk_django.admin.display import moment
 from pgwerk_django.admin.forms import is_admitted
 from pgwerk_django.admin.words import recurrence_in_words
+from pgwerk_django.exceptions import text_of
 from pgwerk_django.models import Schedule, recurrence_of
 
 SHOWN = 5
@@ -36,7 +37,7 @@ def preview(data: Mapping[str, Any], now: dt.datetime, before: Schedule | None =
     try:
         row = row_of(data, now, before)
     except (TypeError, ValueError) as error:
-        return Preview(errors=[str(error)], signature=signature)
+        return Preview(errors=[text_of(error)], signature=signature)
     except ValidationError as error:
         return Preview(errors=error.messages, signature=signature)
     if not (row.cron or row.interval or row.next_run_at):

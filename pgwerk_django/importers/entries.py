@@ -9,7 +9,7 @@ from django.db import DataError, IntegrityError, transaction
 
 from pgwerk_django import registry as declared
 from pgwerk_django import targets
-from pgwerk_django.exceptions import PgwerkError
+from pgwerk_django.exceptions import PgwerkError, text_of
 from pgwerk_django.importers.report import Line, Report
 from pgwerk_django.models import Origin, Schedule, atomic
 from pgwerk_django.policies import default_overlap
@@ -53,7 +53,7 @@ def attempt(name: str, read: Callable[[], Entry]) -> Entry | Refusal:
         return read()
     # The last two are numbers of days, and JSON, that are meant to be too much.
     except (ValueError, TypeError, PgwerkError, OverflowError, RecursionError) as error:
-        return Refusal(name, " ".join(str(error).split()))
+        return Refusal(name, " ".join(text_of(error).split()))
 
 
 def judged(function: str, options: Mapping[str, object], *, once: bool = False) -> Definition:
@@ -98,7 +98,7 @@ def _write(entry: Entry, *, using: str, now: dt.datetime, dry_run: bool) -> Line
             if dry_run:
                 transaction.set_rollback(True, using=using)
     except (DataError, IntegrityError) as error:
-        return Line("could not import", entry.definition.name, why=" ".join(str(error).split()))
+        return Line("could not import", entry.definition.name, why=" ".join(text_of(error).split()))
     return line
 
 

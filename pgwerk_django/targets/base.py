@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from django.utils.module_loading import import_string
 
-from pgwerk_django.exceptions import FunctionNotFound, shown
+from pgwerk_django.exceptions import FunctionNotFound, named, shown
 from pgwerk_django.models import Job
 from pgwerk_django.policies import Overlap
 
@@ -94,4 +94,4 @@ def found_at(path: str) -> Any:
     try:
         return import_string(path)
     except Exception as error:
-        raise FunctionNotFound(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise FunctionNotFound(f"{path!r} cannot be imported: {named(error)}") from error

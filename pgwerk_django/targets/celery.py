@@ -10,10 +10,11 @@ from typing import Any
 from django.db.models.functions import Now
 
 from pgwerk_django import conf
-from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable
+from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable, class_path, summary_of, text_of
 from pgwerk_django.models import Job, Status, expiry
 from pgwerk_django.registry import json_value
 from pgwerk_django.targets.base import ForeignTarget, found_at
+from pgwerk_django.text import storable
 
 DEFAULT_QUEUE = "default"  # leaves it to Celery's own routes
 LONGEST_ID = 255  # bytes, in AMQP
@@ -44,7 +45,7 @@ def crontab(**fields: str) -> Any:
         return schedules.crontab(**fields)
     except schedules.ParseException as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-        raise ValueError(f"Celery cannot read its crontab ({shown}): {error}") from error
+        raise ValueError(f"Celery cannot read its crontab ({shown}): {text_of(error)}") from error
 
 
 class CeleryTarget(ForeignTarget):
@@ -58,7 +59,7 @@ class CeleryTarget(ForeignTarget):
         try:
             self._task(function)
         except (TargetUnavailable, FunctionNotFound) as error:
-            yield str(error)
+            yield text_of(error)
 
     def demand_problems(self, row: Any) -> Iterator[str]:
         yield from super().demand_problems(row)
@@ -125,9 +126,9 @@ def _succeeded(sender: Any, result: Any, **event: Any) -> None:
 
 
 def _failed(task_id: str, exception: BaseException, einfo: Any, **event: Any) -> None:
-    error = str(einfo).replace("\0", "\\0") if einfo else repr(exception)
-    path = f"{type(exception).__module__}.{type(exception).__qualname__}"
-    _end(task_id, Status.FAILED, error=error, exception=path)
+    # `einfo` holds the traceback as text; its `__str__` gives that.
+    error = text_of(einfo) if einfo else summary_of(exception)
+    _end(task_id, Status.FAILED, error=storable(error), exception=storable(class_path(exception)))
 
 
 def _revoked(request: Any, expired: bool = False, **event: Any) -> None:

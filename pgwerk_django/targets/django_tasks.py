@@ -11,7 +11,7 @@ from django.db import router
 from django.utils.module_loading import import_string
 
 from pgwerk_django import conf
-from pgwerk_django.exceptions import FunctionNotFound
+from pgwerk_django.exceptions import FunctionNotFound, text_of
 from pgwerk_django.framework import framework
 from pgwerk_django.models import Job
 from pgwerk_django.targets.base import ForeignTarget, found_at
@@ -62,7 +62,7 @@ class DjangoTasksTarget(ForeignTarget):
         try:
             self._task(function)
         except Exception as error:  # noqa: BLE001  # whatever a backend finds wrong with it
-            yield str(error)
+            yield text_of(error)
 
     def problems(self, row: Any) -> Iterator[str]:
         yield from self.function_problems(row.function)
@@ -70,7 +70,7 @@ class DjangoTasksTarget(ForeignTarget):
         try:
             self._task_of(row)
         except Exception as error:  # noqa: BLE001
-            yield f"{row.function!r} cannot be enqueued as it is scheduled: {error}"
+            yield f"{row.function!r} cannot be enqueued as it is scheduled: {text_of(error)}"
 
     def demand_problems(self, row: Any) -> Iterator[str]:
         yield from super().demand_problems(row)

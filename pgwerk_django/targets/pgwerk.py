@@ -12,7 +12,7 @@ from django.utils.module_loading import import_string
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgwerk_django import conf
-from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable
+from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable, named, text_of
 from pgwerk_django.loop import connection_parameters
 from pgwerk_django.models import Job
 from pgwerk_django.targets.base import EVERYTHING, ForeignTarget, found_at
@@ -42,7 +42,7 @@ def werk() -> Any:
         found = import_string(path)
         found = found if isinstance(found, module.Werk) else found()
     except Exception as error:
-        raise TargetUnavailable(f"PGWERK['WERK'] must lead to a pgwerk.Werk, got {path!r}: {error}") from error
+        raise TargetUnavailable(f"PGWERK['WERK'] must lead to a pgwerk.Werk, got {path!r}: {named(error)}") from error
     if shares_our_tables(found):
         raise TargetUnavailable(
             f"PGWERK['WERK'] must have a schema or a prefix of its own: {path!r} has schema={found.schema!r} and"
@@ -78,7 +78,7 @@ class PgwerkTarget(ForeignTarget):
             if not callable(found):
                 raise FunctionNotFound(f"{function!r} is not a function, but {type(found).__name__}")
         except (TargetUnavailable, FunctionNotFound) as error:
-            yield str(error)
+            yield text_of(error)
 
     def demand_problems(self, row: Any) -> Iterator[str]:
         yield from super().demand_problems(row)
