@@ -37,6 +37,7 @@ from pgwerk_django.sync import (
     is_held,
     orphan_grace,
     synchronise,
+    tell_if_replaced,
 )
 from pgwerk_django.text import free_text
 from pgwerk_django.tick import tick
@@ -361,6 +362,8 @@ class Scheduler:
             )
             if not created:
                 changes = declared.differences(definition.columns, row.definition)
+                if options.get("_name") is None:
+                    tell_if_replaced(row, definition, changes, using=self.using)
                 row.redefine(changes, now=now, first=first_due_at, plan=True)
         return row
 

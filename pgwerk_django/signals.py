@@ -30,6 +30,8 @@ schedules_paused = Signal()  # names, by, reason
 schedules_resumed = Signal()  # names, by
 schedules_triggered = Signal()  # names, by
 schedules_deleted = Signal()  # names
+# name, origin: of the row that was there, was, now: the calls, secrets masked, hint: a name taken from the function replaced another schedule
+schedule_replaced = Signal()
 schedule_late = Signal()  # name, seconds: since it was due, why: no scheduler takes it, or its job waits
 schedule_failing = Signal()  # name, key: of the job (empty when it was set aside), error: in one line
 schedule_missed = Signal()  # name, key, why: of the job that stands for due times that did not run
@@ -71,6 +73,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     schedules_resumed: ("schedules_resumed", logging.INFO),
     schedules_triggered: ("schedules_triggered", logging.INFO),
     schedules_deleted: ("schedules_deleted", logging.INFO),
+    schedule_replaced: ("schedule_replaced", logging.WARNING),
     schedule_late: ("schedule_late", logging.WARNING),
     schedule_failing: ("schedule_failing", logging.ERROR),
     schedule_missed: ("schedule_missed", logging.WARNING),

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from pgwerk_django import conf, signals, targets
 from pgwerk_django.exceptions import shown
 from pgwerk_django.housekeeping import HOUSEKEEPING
 from pgwerk_django.loop import Every
+from pgwerk_django.masking import call_text
 from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
 from pgwerk_django.registry import Definition, Registry, differences
 
@@ -25,6 +26,7 @@ ORPHANED = "no longer declared in code"
 ADVISORY_LOCK = (0x7067776B, 1)
 REFRESH = dt.timedelta(minutes=1)
 MOST_DEADLOCKS = 5
+GIVE_A_NAME = "the name was taken from the function: give each schedule a _name of its own to keep both"
 AT_ONCE = dt.timedelta()  # no grace: what code here does not declare is an orphan, whoever else may
 
 
@@ -239,7 +241,29 @@ def _update(definitions: Sequence[Definition], *, now: dt.datetime, using: str) 
     )
     for definition in definitions:
         if row := locked.get(definition.name):
-            row.redefine(_changes(row, definition), now=now)
+            changes = _changes(row, definition)
+            if row.origin != Origin.CODE and definition.name == definition.function:
+                tell_if_replaced(row, definition, changes, using=using)
+            row.redefine(changes, now=now)
+
+
+def tell_if_replaced(row: Schedule, definition: Definition, changes: Mapping[str, Any], *, using: str) -> None:
+    """Send `schedule_replaced` if `changes` make `row` another call, or change a row that code or a person made.
+
+    Call this for names that were taken from the function only: there nobody chose to replace the row.
+    """
+    columns = changes.keys() & set(Schedule.DEFINITION)
+    if not columns or (row.origin == Origin.API and not columns & {"function", "args", "kwargs"}):
+        return
+    signals.send(
+        signals.schedule_replaced,
+        using=using,
+        name=row.name,
+        origin=row.origin,
+        was=call_text(row.function, row.args, row.kwargs),
+        now=call_text(definition.function, definition.args, definition.kwargs),
+        hint=GIVE_A_NAME,
+    )
 
 
 def _refresh(names: Sequence[str], *, after: dt.timedelta, using: str) -> None:

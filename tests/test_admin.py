@@ -20,9 +20,9 @@ from django.utils.html import escape
 
 from pgwerk_django.admin import JobAdmin, ProcessAdmin, ScheduleAdmin
 from pgwerk_django.admin.display import span
-from pgwerk_django.admin.masking import STARS
 from pgwerk_django.admin.pages import CappedPaginator
 from pgwerk_django.history import failing_names, is_failing, jobs_named, last_runs
+from pgwerk_django.masking import STARS
 from pgwerk_django.models import Job, Kind, Origin, Process, Queue, Schedule, State, Status
 from pgwerk_django.registry import registry, schedule
 from pgwerk_django.scheduler import Scheduler

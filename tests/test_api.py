@@ -5,20 +5,22 @@ import datetime as dt
 import inspect
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
+from pgwerk_django import signals
 from pgwerk_django.models import Job, Origin, Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler, _Service
 from tests import functions
-from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make_due, now, reread
+from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, make_due, now, reread
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -339,3 +341,108 @@ def test_what_was_seen_coming_is_ticked_without_another_look(
     assert "FOR NO KEY UPDATE" in first
     # And it did not wait until PostgreSQL's clock, which shows ten minutes less, had come to that.
     assert Job.objects.count() == 1
+
+
+# -- names taken from the function -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replaced() -> Iterator[list[dict[str, Any]]]:
+    """What `schedule_replaced` said, in the order of the commits."""
+    heard: list[dict[str, Any]] = []
+
+    def listener(sender: Any, signal: Any, **event: Any) -> None:
+        heard.append(event)
+
+    signals.schedule_replaced.connect(listener)
+    yield heard
+    signals.schedule_replaced.disconnect(listener)
+
+
+CALLS: dict[str, Callable[[Scheduler, int], Any]] = {
+    "cron": lambda s, n: s.cron("0 9 * * *", functions.remember, feed_id=n),
+    "cron-by-path": lambda s, n: s.cron("0 9 * * *", "tests.functions.remember", feed_id=n),
+    "interval": lambda s, n: s.interval(60, functions.remember, n),
+    "schedule": lambda s, n: s.schedule(functions.remember, cron="0 9 * * *", args=[n]),
+    "schedule-name-None": lambda s, n: s.schedule(functions.remember, interval=60, kwargs={"feed_id": n}, _name=None),
+    "schedule_at": lambda s, n: s.schedule_at(functions.remember, now() + HOUR, args=[n]),
+    "schedule_in": lambda s, n: s.schedule_in(3600, functions.remember, args=[n]),
+    "acron": lambda s, n: async_to_sync(s.acron)("0 9 * * *", functions.remember, feed_id=n),
+    "ainterval": lambda s, n: async_to_sync(s.ainterval)(60, functions.remember, n),
+    "aschedule": lambda s, n: async_to_sync(s.aschedule)(functions.remember, interval=60, args=[n]),
+    "aschedule_at": lambda s, n: async_to_sync(s.aschedule_at)(functions.remember, now() + HOUR, args=[n]),
+    "aschedule_in": lambda s, n: async_to_sync(s.aschedule_in)(3600, functions.remember, args=[n]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_name_taken_from_the_function_replaces_no_other_call_in_silence(
+    scheduler: Scheduler, call: str, replaced: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    CALLS[call](scheduler, 1)
+    CALLS[call](scheduler, 1)  # the next deploy
+    assert replaced == []
+    CALLS[call](scheduler, 2)
+    (event,) = replaced
+    assert event["name"] == "tests.functions.remember"
+    assert "1)" in event["was"]
+    assert "2)" in event["now"]
+    (line,) = [record for record in caplog.records if record.message.startswith("schedule_replaced ")]
+    assert line.levelname == "WARNING"
+    assert "_name" in line.message
+    assert event["was"] in line.message
+    assert event["now"] in line.message
+
+
+def test_a_name_that_was_given_may_replace_its_schedule(scheduler: Scheduler, replaced: list[Any]) -> None:
+    for feed in (1, 2, 1):
+        scheduler.cron("0 9 * * *", functions.remember, feed_id=feed, _name="feed")
+    assert replaced == []
+    scheduler.interval(60, functions.remember, feed_id=1)  # another name: that of the function
+    scheduler.interval(90, functions.remember, feed_id=1)  # the same call, more rarely
+    assert replaced == []
+    assert Schedule.objects.count() == 2
+
+
+@pytest.mark.parametrize("origin", [Origin.CODE, Origin.ADMIN])
+def test_a_name_taken_from_the_function_takes_no_row_of_code_or_of_a_person_in_silence(
+    scheduler: Scheduler, replaced: list[Any], origin: Origin
+) -> None:
+    make("tests.functions.remember", interval=60)
+    Schedule.objects.update(origin=origin)
+    scheduler.interval(60, functions.remember)
+    assert replaced == []
+    scheduler.interval(90, functions.remember)
+    assert [event["origin"] for event in replaced] == [origin]
+
+
+def test_a_declaration_takes_no_other_call_made_at_run_time_in_silence(
+    scheduler: Scheduler, replaced: list[Any]
+) -> None:
+    scheduler.interval(60, functions.remember, feed_id=1)
+    scheduler.interval(60, functions.remember, feed_id=1, _name="given")
+    scheduler.register(functions.remember, interval=60, kwargs={"feed_id": 2})
+    scheduler.register(functions.remember, interval=60, kwargs={"feed_id": 2}, _name="given")
+    scheduler.sync()
+    assert [(event["name"], event["now"]) for event in replaced] == [
+        ("tests.functions.remember", "tests.functions.remember(feed_id=2)")
+    ]
+    scheduler.sync()
+    assert len(replaced) == 1
+
+
+def test_a_replaced_call_is_told_without_its_secrets(scheduler: Scheduler, replaced: list[Any]) -> None:
+    scheduler.interval(60, functions.remember, api_key="hunter2", who={"password": "hunter2"})
+    scheduler.interval(60, functions.remember, api_key="hunter3", who={"password": "hunter3"})
+    scheduler.interval(60, functions.log_in, "hunter2")
+    scheduler.interval(60, functions.log_in, "hunter3")
+    assert len(replaced) == 2
+    assert "hunter" not in str(replaced)
+
+
+def test_nothing_is_told_of_a_replacement_that_was_rolled_back(scheduler: Scheduler, replaced: list[Any]) -> None:
+    scheduler.interval(60, functions.remember, feed_id=1)
+    with transaction.atomic():
+        scheduler.interval(60, functions.remember, feed_id=2)
+        transaction.set_rollback(True)
+    assert replaced == []

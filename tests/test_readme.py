@@ -93,7 +93,7 @@ def test_the_run_time_example(module: types.ModuleType, capsys: pytest.CaptureFi
     execute("poll_feed", module)
     assert "('new-year', " in capsys.readouterr().out
     names = [row.name for row in Scheduler().list_schedules()]
-    assert names == ["daily-from-then", "readme_tasks.poll_feed", "shop.tasks.sync_data"]
+    assert names == ["daily-from-then", "feed-41", "feed-42", "shop.tasks.sync_data"]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -11,7 +11,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext
 
 from pgwerk_django import cron
-from pgwerk_django.admin.masking import masked
+from pgwerk_django.masking import masked
 from pgwerk_django.models import Kind, Schedule, Status
 
 EMPTY = "–"

@@ -21,9 +21,9 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf, registry, targets
-from pgwerk_django.admin.masking import masked, masked_args, unmasked
 from pgwerk_django.admin.pages import RowForm
 from pgwerk_django.exceptions import text_of
+from pgwerk_django.masking import masked, masked_args, unmasked
 from pgwerk_django.models import Schedule
 
 

@@ -21,7 +21,7 @@ from django.utils.translation import gettext
 
 from pgwerk_django import conf
 from pgwerk_django.admin.display import EMPTY, json_text, shown_json
-from pgwerk_django.admin.masking import masked, masked_args
+from pgwerk_django.masking import masked, masked_args
 
 MOST_LISTED = 100  # rows that a confirmation page names
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pgwerk_django import conf
+from pgwerk_django.exceptions import in_one_line, shown
 from pgwerk_django.registry import body_of
 
 STARS = "********************"  # Django's own
@@ -46,6 +47,15 @@ def parameters(function: str) -> Sequence[str]:
         return list(inspect.signature(body_of(found)).parameters) if found is not None else []
     except (TypeError, ValueError):
         return []
+
+
+def call_text(function: str, args: Any, kwargs: Any) -> str:
+    """A call in one line, as in Python, with its secrets masked: `shop.tasks.poll(1, feed_id=2)`."""
+    positional = masked_args(function, args)
+    keywords = masked(kwargs)
+    given = [shown(each) for each in positional] if isinstance(positional, list) else [shown(positional)]
+    given += [f"{name}={shown(value)}" for name, value in keywords.items()] if isinstance(keywords, dict) else []
+    return in_one_line(f"{function}({', '.join(given)})")
 
 
 def unmasked(value: Any, before: Any) -> Any:
