@@ -149,6 +149,10 @@ class JobAdmin(ActingPage, ReadOnlyPage):
     ordering = ("-id",)  # a UUIDv7 begins with its time
     sortable_by = ()  # by anything else a million rows would have to be sorted
     heavy = ("args", "kwargs", "meta", "backoff", "result", "error", "errors")
+    askable = (
+        "id", "key", "schedule_name", "function", "target", "exception", "due_at", "enqueued_at", "started_at",
+        "finished_at", "worker_name",
+    )  # fmt: skip
     whole = ("args", "kwargs", "meta", "result", "error", "errors")
     show_facets = admin.ShowFacets.NEVER  # and counted
     fieldsets = (

@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 
 from django import forms
 from django.contrib import admin
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.widgets import url_params_from_lookup_dict
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import models
+from django.db import DataError, models
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.forms.widgets import Script
@@ -24,6 +26,9 @@ from pgwerk_django.admin.display import EMPTY, json_text, shown_json
 from pgwerk_django.masking import masked, masked_args
 
 MOST_LISTED = 100  # rows that a confirmation page names
+# What a query string may ask of a column that it may name at all. No patterns: an invalid one is an error of PostgreSQL.
+LOOKUPS = ("exact", "in", "isnull", "gt", "gte", "lt", "lte")
+OF_FILTERS = ("isempty", "id__exact")  # Django's filters of empty values and of related rows ask by these, too
 
 
 class AtLeast(int):
@@ -53,6 +58,13 @@ class LightList(ChangeList):
     def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[Any]:
         return super().get_queryset(*args, **kwargs).defer(*self.model_admin.heavy)
 
+    def get_results(self, request: HttpRequest) -> None:
+        """Some values of a query string are refused only by PostgreSQL, such as a number that its column cannot hold."""
+        try:
+            super().get_results(request)
+        except (DataError, OverflowError, ValueError) as error:
+            raise IncorrectLookupParameters(error) from error
+
 
 class RowForm(forms.ModelForm):  # type: ignore[type-arg]  # at run time Django's class takes no parameter
     """Of a row on our database: whether a name is taken is looked up there, and there it is saved."""
@@ -66,6 +78,7 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
     """Our database, PostgreSQL's clock on each row, and no count of everything."""
 
     heavy: tuple[str, ...] = ()  # columns that may be large
+    askable: tuple[str, ...] = ()  # columns that the list's query string may name, beside those of its filters
     show_full_result_count = False
     view_on_site: Any = False
     form = RowForm
@@ -80,6 +93,31 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return LightList
+
+    def lookup_allowed(self, lookup: str, value: str, request: Any = None) -> bool:
+        """Admit what the list's filters use, and comparisons of the columns in `askable`.
+
+        Django admits every lookup on every column of the model: by `?kwargs__password__startswith=` a person who sees
+        stars could spell out what is behind them.
+        """
+        if "\0" in value:  # which PostgreSQL's texts cannot hold
+            return False
+        return lookup in self._admitted_lookups(request) or self._is_limit_of_a_choice(lookup, value)
+
+    def _admitted_lookups(self, request: Any) -> set[str]:
+        admitted = {*self.askable, *(f"{column}__{lookup}" for column in self.askable for lookup in LOOKUPS)}
+        for each in self.get_list_filter(request):
+            if isinstance(each, type):
+                admitted.add(getattr(each, "parameter_name", ""))
+            else:
+                column = each[0] if isinstance(each, list | tuple) else each
+                admitted |= {f"{column}", *(f"{column}__{lookup}" for lookup in (*LOOKUPS, *OF_FILTERS))}
+        return admitted
+
+    def _is_limit_of_a_choice(self, lookup: str, value: str) -> bool:
+        """Whether a foreign key to this model has it in `limit_choices_to`: the popup of such a field asks for it."""
+        limits = (limit() if callable(limit) else limit for limit in self.model._meta.related_fkey_lookups)
+        return any((lookup, value) in url_params_from_lookup_dict(limit).items() for limit in limits)
 
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest

@@ -40,6 +40,7 @@ class ProcessAdmin(ReadOnlyPage):
         "shown_last_tick", "shown_clock",
     )  # fmt: skip
     ordering = ("role", "host", "pid")
+    askable = ("id", "role", "host", "pid", "version", "heartbeat_at")
     shown_started = column(Process, "started_at", moment)
     shown_stats = column(Process, "stats", shown_json)
     fields = (

@@ -57,6 +57,7 @@ class QueueAdmin(ActingPage):
     list_display = ("name", "shown_state", "shown_waiting", "shown_running", "shown_oldest")
     search_fields = ("name",)
     ordering = ("name",)
+    askable = ("id", "name", "paused")
     actions = ("pause", "resume")
     acts = (PAUSE, RESUME)
     fields = ("name", "shown_state", "shown_paused", "shown_waiting", "shown_running", "shown_oldest")

@@ -218,6 +218,7 @@ class ScheduleAdmin(ActingPage):
     acts = (PAUSE, RESUME, TRIGGER)
     form = ScheduleForm
     heavy = ("args", "kwargs", "meta", "backoff", "description")
+    askable = ("id", "name", "function", "target", "timezone", "next_run_at", "last_run_at")
     whole = ("args", "kwargs", "meta", "error")
     shown_args = value_column(Schedule, "args")
     shown_kwargs = value_column(Schedule, "kwargs")
