@@ -26,6 +26,7 @@ Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`
 # A job that never began when its worker vanished spends no attempt. But one that ends its worker before that can write
 # that it began must not come back for ever.
 MOST_FALSE_STARTS = 10
+POLLS_OF_OTHERS = 2  # for so long a worker leaves jobs whose function it does not know to others
 
 
 class Finished(NamedTuple):
@@ -50,8 +51,10 @@ WAITING = (
 FIRST = "ORDER BY priority DESC, run_at"
 _FUNCTION, _ARGS, _KWARGS = map(FIELDS.index, ("function", "args", "kwargs"))
 
+
 # Queue by queue, so that each claim is one walk along the index `pgwerk_claim`; statuses are literals for its sake.
-_CLAIM = f"""
+def _claiming(condition: str = "") -> str:
+    return f"""
 WITH RECURSIVE all_queues (name) AS (
     (SELECT queue FROM _pgwerk_jobs WHERE status = 'READY' AND target = 'worker' AND %(every)s ORDER BY queue LIMIT 1)
     UNION ALL
@@ -69,7 +72,7 @@ WITH RECURSIVE all_queues (name) AS (
     SELECT waiting.id, row_number() OVER (ORDER BY place, priority DESC, run_at) AS nth
     FROM queues CROSS JOIN LATERAL (
         SELECT id, priority, run_at FROM _pgwerk_jobs
-        WHERE queue = queues.name AND {WAITING}
+        WHERE queue = queues.name AND {WAITING} {condition}
         {FIRST} LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
     ) waiting
@@ -84,6 +87,13 @@ WITH RECURSIVE all_queues (name) AS (
 SELECT * FROM claimed ORDER BY nth
 """  # noqa: S608  our own column names
 
+
+_CLAIM = _claiming()
+# A worker whose code does not know a function lets others look first at a job of it, for longer than their poll.
+_CLAIM_AFTER_OTHERS = _claiming(
+    "AND (unknown_since IS NULL OR function <> ALL(%(unknown)s::text[]) OR run_at <= statement_timestamp() - %(poll)s)"
+)
+
 # By the ids, or by `pgwerk_running`: all that this worker runs, which is not much.
 _STILL_MINE = "job.id = mine.id AND job.status = 'RUNNING' AND job.claims = mine.claims AND job.worker_id = %(worker)s"
 _MINE = f"""
@@ -97,7 +107,8 @@ UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
 """  # noqa: S608
 
 _BEGIN = f"""
-UPDATE _pgwerk_jobs job SET prefetched = false, started_at = statement_timestamp() - mine.ago * interval '1 second'
+UPDATE _pgwerk_jobs job SET
+    prefetched = false, unknown_since = NULL, started_at = statement_timestamp() - mine.ago * interval '1 second'
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(agos)s::float8[]) AS mine (id, claims, ago)
 WHERE {_STILL_MINE} RETURNING job.id
 """  # noqa: S608
@@ -130,7 +141,7 @@ UPDATE _pgwerk_jobs job SET
             mine.ended_at + coalesce(job.result_ttl, %(result_ttl)s) * interval '1 second'
         WHEN NOT ({_AGAIN}) THEN
             mine.ended_at + coalesce(job.failure_ttl, %(failure_ttl)s) * interval '1 second' END,
-    lease_until = NULL, prefetched = false,
+    lease_until = NULL, prefetched = false, unknown_since = NULL,
     worker_id = CASE WHEN NOT ({_AGAIN}) THEN job.worker_id END
 FROM (
     SELECT id, claims, status, result, error, exception, delay, seconds,
@@ -144,21 +155,37 @@ WHERE {_STILL_MINE}
 RETURNING job.id, job.status, extract(epoch FROM job.started_at)::float8
 """  # noqa: S608
 
-_HAND_BACK = f"""
-UPDATE _pgwerk_jobs job SET
+_HANDED_BACK = """
     status = CASE WHEN job.cancel_requested_at IS NULL THEN 'READY' ELSE 'CANCELLED' END,
     finished_at = CASE WHEN job.cancel_requested_at IS NOT NULL THEN statement_timestamp() END,
     expires_at = CASE WHEN job.cancel_requested_at IS NOT NULL THEN
         statement_timestamp() + coalesce(job.failure_ttl, %(failure_ttl)s) * interval '1 second' END,
-    attempt = job.attempt - 1, lease_until = NULL, prefetched = false, worker_id = NULL, started_at = NULL
+    attempt = job.attempt - 1, releases = job.releases + 1,
+    lease_until = NULL, prefetched = false, worker_id = NULL, started_at = NULL
+"""
+_HAND_BACK = f"""
+UPDATE _pgwerk_jobs job SET {_HANDED_BACK}
 {_MINE} RETURNING job.id
+"""  # noqa: S608
+
+# 1, 2, 4 … 30 s after one another. At random: workers that agree on the instant would have the same one claim it each time.
+# `since` is what the claim found: the start of the job may have been written since, while its module was imported.
+_RELEASE = f"""
+UPDATE _pgwerk_jobs job SET {_HANDED_BACK},
+    unknown_since = coalesce(mine.since, statement_timestamp()),
+    run_at = statement_timestamp() + (0.5 + random()) * least(
+        coalesce(statement_timestamp() - mine.since, interval '0') + interval '1 second', interval '30 seconds'
+    )
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(since)s::timestamptz[]) AS mine (id, claims, since)
+WHERE {_STILL_MINE} AND (mine.since IS NULL OR mine.since > statement_timestamp() - %(grace)s)
+RETURNING job.id
 """  # noqa: S608
 
 _RECOVER = """
 WITH lost AS MATERIALIZED (
-    SELECT id, prefetched AND claims - attempt < %(most_false_starts)s AS fresh, CASE
+    SELECT id, prefetched AND claims - attempt - releases < %(most_false_starts)s AS fresh, CASE
         WHEN cancel_requested_at IS NOT NULL THEN 'CANCELLED'
-        WHEN prefetched AND claims - attempt < %(most_false_starts)s OR attempt < max_attempts THEN 'READY'
+        WHEN prefetched AND claims - attempt - releases < %(most_false_starts)s OR attempt < max_attempts THEN 'READY'
         ELSE 'FAILED' END AS becomes
     FROM _pgwerk_jobs
     WHERE status = 'RUNNING' AND (lease_until < statement_timestamp() OR lease_until IS NULL)
@@ -207,15 +234,16 @@ class Claims:
         self._lease = dt.timedelta(seconds=lease)
         self._using = using
 
-    def claim(self, limit: int, queues: Sequence[str]) -> list[tuple[Any, ...]]:
+    def claim(self, limit: int, queues: Sequence[str], *, unknown: Sequence[str] = ()) -> list[tuple[Any, ...]]:
         """Up to `limit` waiting jobs, now this worker's: rows of `FIELDS`, the first to run first, JSON as text.
 
-        From the first of `queues` before the second; from every queue when there is none.
+        From the first of `queues` before the second; from every queue when there is none. Jobs that were released because
+        their function is one of `unknown` are first left to others.
         """
         with transaction.get_connection(self._using).cursor() as cursor:
             # Django's loader is written in Python, and a tenth as fast as psycopg's own.
             cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-            parameters = {
+            parameters: dict[str, Any] = {
                 "every": not queues,
                 "queues": list(queues),
                 "limit": limit,
@@ -223,7 +251,10 @@ class Claims:
                 "worker": self._worker_id,
                 "worker_name": self._worker_name,
             }
-            cursor.execute(*self._sent(_CLAIM, parameters))
+            if unknown:
+                poll = dt.timedelta(seconds=POLLS_OF_OTHERS * conf.current().POLL_INTERVAL)
+                parameters = {**parameters, "unknown": list(unknown), "poll": poll}
+            cursor.execute(*self._sent(_CLAIM_AFTER_OTHERS if unknown else _CLAIM, parameters))
             return [row[1:] for row in cursor.fetchall()]
 
     def begin(self, ages: Mapping[Claim, float]) -> set[uuid.UUID]:
@@ -257,6 +288,22 @@ class Claims:
     def hand_back(self, held: Iterable[Claim]) -> set[uuid.UUID]:
         """Have them wait again, no attempt spent."""
         return {row[0] for row in self._guarded(_HAND_BACK, held, failure_ttl=conf.current().FAILURE_TTL)}
+
+    def release(self, unknown: Mapping[Claim, dt.datetime | None]) -> set[uuid.UUID]:
+        """Leave jobs to workers whose code knows their functions, no attempt spent: those it still holds, and not for too long.
+
+        `unknown`: since when each was known to be unknown at its claim. Longer than `ORPHAN_GRACE` is too long.
+        """
+        return {
+            row[0]
+            for row in self._guarded(
+                _RELEASE,
+                unknown,
+                since=array(list(unknown.values())),
+                grace=dt.timedelta(seconds=conf.current().ORPHAN_GRACE),
+                failure_ttl=conf.current().FAILURE_TTL,
+            )
+        }
 
     def to_cancel(self) -> dict[Claim, bool]:
         """The jobs of this worker that somebody asked to stop, and whether by force."""

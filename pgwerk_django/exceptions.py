@@ -143,7 +143,14 @@ class TooManyJobs(PgwerkError):
 
 
 class FunctionNotFound(PgwerkError):
-    """A dotted path does not lead to something callable."""
+    """A dotted path does not lead to something callable.
+
+    `unknown`: the module does not exist here, or does not have the name. Newer code, or older, may have it.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
 
 
 class TargetUnavailable(PgwerkError):

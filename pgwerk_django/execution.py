@@ -7,6 +7,7 @@ import inspect
 import json
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from django.utils import timezone, translation
 
 from pgwerk_django import jobs, registry, spans
 from pgwerk_django.exceptions import (
+    FunctionNotFound,
     JobCancelled,
     TransactionLeftOpen,
     class_path,
@@ -60,6 +62,7 @@ class Outcome:
     summary: str = ""  # the error in one line
     exception: str = ""  # the dotted path of its class
     told: bool = False  # to receivers of `task_finished`
+    unknown: bool = False  # the code of this process does not have the function, or other parameters: newer code may
     delay: float = 0  # seconds to the next attempt
     seconds: float = 0  # how long it ran
     ended: float = dataclasses.field(default_factory=time.monotonic)
@@ -115,16 +118,50 @@ class Call:
     def end(self, outcome: Outcome) -> Outcome:
         """Of a job that is to be tried again nothing is told; of one that was told to stop, the worker knows what it came to."""
         is_stopped = self.job.cancelled and outcome.status != Status.SUCCESSFUL
-        if self.run is not None and outcome.status != Status.READY and not is_stopped:
+        if self.run is not None and outcome.status != Status.READY and not (is_stopped or outcome.unknown):
             self.run.finished(outcome.status, outcome.result, outcome.error, outcome.exception)
             outcome.told = True
         return outcome
+
+    def failure(self, error: BaseException) -> Outcome:
+        outcome = Outcome.failure(self.job.row, error)
+        outcome.unknown = self._does_not_fit(error)
+        return outcome
+
+    def _does_not_fit(self, error: BaseException) -> bool:
+        """Whether this is the TypeError of a call whose arguments do not fit the signature, so that the function never began.
+
+        A decorator may pass other arguments than it gets, so the signature alone does not tell.
+        """
+        if type(error) is not TypeError or self._fits():
+            return False
+        codes = [frame.f_code for frame, _line in traceback.walk_tb(error.__traceback__)]
+        if Call.__call__.__code__ not in codes:
+            return False
+        inside = codes[codes.index(Call.__call__.__code__) + 1 :]  # decorators, and what they call
+        func: Any = inspect.unwrap(self.func)
+        return not inside or (
+            getattr(func, "__code__", None) not in inside
+            and text_of(error).startswith(f"{getattr(func, '__qualname__', '')}() ")
+        )
+
+    def _fits(self) -> bool:
+        try:
+            signature = inspect.signature(self.func)
+        except Exception:  # noqa: BLE001  # a builtin may have none that can be read, and an object of others raise anything
+            return True
+        try:
+            signature.bind(*self.args, **self.kwargs)
+        except TypeError:
+            return False
+        return True
 
 
 def not_loaded(job: jobs.CurrentJob, error: BaseException) -> Outcome:
     """There is no `Call`: what the function's module raised."""
     with spans.watch.job(job) as told:
         outcome: Outcome = told(Outcome.failure(job.row, error))
+    outcome.unknown = type(error) is FunctionNotFound and error.unknown
     return outcome
 
 
@@ -148,7 +185,7 @@ def _run(call: Call) -> Outcome:
             call.begin()
             outcome = Outcome.success(call())
     except BaseException as error:  # noqa: BLE001  # a job that calls sys.exit() must not end its worker's thread
-        return _ended(call, Outcome.failure(call.job.row, error))  # in here: receivers may ask for the exception
+        return _ended(call, call.failure(error))  # in here: receivers may ask for the exception
     return _ended(call, outcome)
 
 
@@ -159,7 +196,7 @@ async def _arun(call: Call) -> Outcome:
             with jobs.running(call.job):
                 outcome = Outcome.success(await _called(call, context))
         except BaseException as error:  # noqa: BLE001
-            return await _aended(call, Outcome.failure(call.job.row, error))
+            return await _aended(call, call.failure(error))
         return await _aended(call, outcome)
 
 

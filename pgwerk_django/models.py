@@ -602,6 +602,7 @@ class JobQuerySet(models.QuerySet["Job"]):
                 expires_at=None,
                 start_by=None,
                 lease_until=None,
+                unknown_since=None,
                 worker=None,
                 progress=None,
                 cancel_requested_at=None,
@@ -731,6 +732,11 @@ class Job(models.Model):
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
     lease_until = models.DateTimeField(_("lease until"), null=True, blank=True)
     prefetched = models.BooleanField(_("prefetched"), default=False, db_default=False)  # claimed, and not yet started
+    # Since when it waits for a worker whose code has its function: others have released it.
+    unknown_since = models.DateTimeField(_("unknown since"), null=True, blank=True)
+    releases = models.IntegerField(
+        _("releases"), default=0, db_default=0
+    )  # claims that spent no attempt, by a live worker
     worker = models.ForeignKey(
         "Process",
         models.DO_NOTHING,
@@ -789,6 +795,12 @@ class Job(models.Model):
                 condition=Q(status__in=["READY", "RUNNING"], schedule__isnull=False),
             ),
             models.Index(fields=["worker"], name="pgwerk_running", condition=Q(status="RUNNING")),
+            # What waits for a worker that knows its function.
+            models.Index(
+                fields=["queue", "function"],
+                name="pgwerk_unknown",
+                condition=Q(status="READY", unknown_since__isnull=False),
+            ),
             models.Index(fields=["expires_at"], name="pgwerk_expiry", condition=Q(expires_at__isnull=False)),
             # What failed, newest first: an entry only for what does, so ticks and successes pay nothing.
             models.Index(fields=["id"], name="pgwerk_failed", condition=Q(status="FAILED"), include=["schedule_name"]),

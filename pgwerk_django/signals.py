@@ -52,6 +52,8 @@ jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not fi
 jobs_forwarded = Signal()  # target, jobs: keys of what was handed over to it
 handover_failed = Signal()  # target, jobs: keys that wait, error: in one line, retry_in: seconds; told once a minute
 jobs_not_started = Signal()  # jobs: keys of what did not start in time, and is skipped
+# function, jobs: keys of what is left to workers that know it, error: in one line; told once a minute
+jobs_unknown = Signal()
 jobs_recovered = Signal()  # retried, failed: counts of jobs whose worker vanished
 housekept = Signal()  # jobs, processes: counts of rows deleted
 database_lost = Signal()  # error
@@ -94,6 +96,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     jobs_forwarded: ("jobs_forwarded", logging.INFO),
     handover_failed: ("handover_failed", logging.WARNING),
     jobs_not_started: ("jobs_not_started", logging.WARNING),
+    jobs_unknown: ("jobs_unknown", logging.WARNING),
     jobs_recovered: ("jobs_recovered", logging.WARNING),
     housekept: ("housekept", logging.INFO),
     database_lost: ("database_lost", logging.ERROR),

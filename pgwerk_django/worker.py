@@ -37,8 +37,13 @@ STOPS_WITHIN = 1.0  # a job that is told to stop, or the process that runs it is
 CLEAN_MORE = 1.0  # to the next batch of expired jobs, when there are more
 AWAY = 0.5  # between two tries to say the last things to a database that is away
 TELLS_WITHIN = 10.0  # receivers of signals, once all is done
+REMEMBERS = 60.0  # that its code does not know a function: for longer than the longest time to the next try,
+MOST_REMEMBERED = 100  # functions, the last ones
+TELL_AGAIN = 60.0  # of the same function
 
-_ID, _CLAIMS, _ATTEMPT, _TIMEOUT = map(FIELDS.index, ("id", "claims", "attempt", "timeout"))
+_ID, _CLAIMS, _ATTEMPT, _TIMEOUT, _FUNCTION, _UNKNOWN_SINCE = map(
+    FIELDS.index, ("id", "claims", "attempt", "timeout", "function", "unknown_since")
+)
 
 
 class Worker:
@@ -76,6 +81,10 @@ class Worker:
         self._rung = False  # for the news that wait
         self._held: dict[Claim, Held] = {}
         self._outcomes: list[tuple[Held, Outcome]] = []
+        self._unknown: list[tuple[Held, Outcome]] = []  # jobs that newer code may know, to be released
+        self._unknown_functions: dict[
+            str, tuple[float, float]
+        ] = {}  # when a job of each was last released, and that told
         self._progress: dict[Claim, str] = {}
         self._usual = float("inf")  # seconds that a job has run of late
         self._lease = conf.current().LEASE
@@ -187,6 +196,7 @@ class Worker:
         children.tend(replace=not self._stopped)
         if self._time_to_beat():
             self._process.beat(using=self.using, running=sum(held.child is not None for held in self._held.values()))
+        self._release_unknown()
         self._write()
         self._write_starts()
         if self._to_hand_back:
@@ -256,7 +266,8 @@ class Worker:
         if held.stopping is not None and outcome.status != Status.SUCCESSFUL:
             # Whatever it made of being stopped.
             outcome = self._failure(held, held.stopping)
-        self._outcomes.append((held, outcome))
+        # In burst mode nobody may come after us.
+        (self._unknown if outcome.unknown and not self.burst else self._outcomes).append((held, outcome))
 
     def _failure(self, held: Held, error: PgwerkError) -> Outcome:
         outcome = Outcome.failure(held.job, error)
@@ -339,7 +350,7 @@ class Worker:
         self._claims_soon = now - self._found_none < LINGER
         if self._stopped or wanted <= ahead / 2 or self._claims_soon:
             return None
-        rows = self._claims.claim(wanted, self.queues)
+        rows = self._claims.claim(wanted, self.queues, unknown=self._remembered())
         if not rows:
             self._found_none = now
         claimed = [
@@ -349,6 +360,36 @@ class Worker:
         self._held.update((held.key, held) for held in claimed)
         children.put(claimed)
         return len(claimed)
+
+    def _remembered(self) -> list[str]:
+        """The functions that this worker's code did not know of late."""
+        if self._unknown_functions:
+            oldest = time.monotonic() - REMEMBERS
+            kept = [each for each in self._unknown_functions.items() if each[1][0] > oldest]
+            self._unknown_functions = dict(kept[-MOST_REMEMBERED:])
+        return list(self._unknown_functions)
+
+    def _release_unknown(self) -> None:
+        """Leave jobs whose function is unknown here to workers of other code. What has waited too long for one fails."""
+        if not self._unknown:
+            return
+        batch = list(self._unknown)
+        released = self._claims.release({held.key: held.row[_UNKNOWN_SINCE] for held, _ in batch})
+        del self._unknown[: len(batch)]
+        now = time.monotonic()
+        left: dict[str, list[tuple[Held, Outcome]]] = {}
+        for held, outcome in batch:
+            if held.key[0] in released:
+                left.setdefault(held.row[_FUNCTION], []).append((held, outcome))
+            else:
+                self._outcomes.append((held, outcome))
+        for function, jobs in left.items():
+            _, told = self._unknown_functions.pop(function, (now, float("-inf")))
+            is_news = now - told >= TELL_AGAIN
+            self._unknown_functions[function] = (now, now if is_news else told)  # the latest is the last
+            if is_news:
+                keys = [str(held.told()) for held, _ in jobs]
+                self._tell(signals.jobs_unknown, function=function, jobs=keys, error=jobs[0][1].summary)
 
     def _write(self) -> None:
         """Write outcomes, one commit for all. They are kept until that succeeds: a lost database loses none."""
@@ -425,6 +466,7 @@ class Worker:
 
     def _settle(self) -> None:
         """The last things said: outcomes, and what others are to run."""
+        self._release_unknown()
         self._write()
         self._hand_back(list(self._held.values()))
         self._process.end(using=self.using)

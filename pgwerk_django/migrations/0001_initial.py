@@ -677,6 +677,8 @@ class Migration(migrations.Migration):
                 ("finished_at", models.DateTimeField(blank=True, null=True, verbose_name="finished at")),
                 ("lease_until", models.DateTimeField(blank=True, null=True, verbose_name="lease until")),
                 ("prefetched", models.BooleanField(db_default=False, default=False, verbose_name="prefetched")),
+                ("unknown_since", models.DateTimeField(blank=True, null=True, verbose_name="unknown since")),
+                ("releases", models.IntegerField(db_default=0, default=0, verbose_name="releases")),
                 (
                     "worker_name",
                     models.CharField(blank=True, db_default="", default="", max_length=300, verbose_name="worker name"),
@@ -764,6 +766,11 @@ class Migration(migrations.Migration):
                         name="pgwerk_open",
                     ),
                     models.Index(condition=models.Q(("status", "RUNNING")), fields=["worker"], name="pgwerk_running"),
+                    models.Index(
+                        condition=models.Q(("status", "READY"), ("unknown_since__isnull", False)),
+                        fields=["queue", "function"],
+                        name="pgwerk_unknown",
+                    ),
                     models.Index(
                         condition=models.Q(("expires_at__isnull", False)), fields=["expires_at"], name="pgwerk_expiry"
                     ),

@@ -1,6 +1,7 @@
 """The seam: what a target is, and what it must be able to do."""
 
 import contextlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -94,4 +95,22 @@ def found_at(path: str) -> Any:
     try:
         return import_string(path)
     except Exception as error:
-        raise FunctionNotFound(f"{path!r} cannot be imported: {named(error)}") from error
+        raise FunctionNotFound(
+            f"{path!r} cannot be imported: {named(error)}", unknown=_is_unknown(path, error)
+        ) from error
+
+
+def _is_unknown(path: str, error: Exception) -> bool:
+    """Whether the module does not exist here, or has no such name. An error from inside the module is neither."""
+    module, _dot, name = path.rpartition(".")
+    if type(error) is ModuleNotFoundError:
+        return f"{module}.".startswith(f"{error.name}.")
+    # A module whose import fails is not in `sys.modules`.
+    return type(error) is ImportError and module in sys.modules and not _has(sys.modules[module], name)
+
+
+def _has(module: Any, name: str) -> bool:
+    try:
+        return hasattr(module, name)
+    except Exception:  # noqa: BLE001  # from a `__getattr__` of the module's own
+        return True

@@ -45,5 +45,5 @@ def load(path: str) -> Callable[..., Any]:
 def function_of(found: Any, path: str) -> Callable[..., Any]:
     func = found if callable(found) else body_of(found)
     if not callable(func):
-        raise FunctionNotFound(f"{path!r} is not a function, but {type(found).__name__}")
+        raise FunctionNotFound(f"{path!r} is not a function, but {type(found).__name__}", unknown=True)
     return func
