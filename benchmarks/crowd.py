@@ -85,7 +85,7 @@ def all_at_once(schedulers: list[Running], ahead: float) -> float:
             SELECT extract(epoch FROM clock_timestamp() - %s::timestamptz)
             WHERE NOT EXISTS (
                 SELECT FROM _pgwerk_schedules
-                WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) <= %s
+                WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(CASE WHEN NOT paused THEN next_run_at END, triggered_at) <= %s
             )
             """,
             [instant, instant],

@@ -10,9 +10,9 @@ from benchmarks.tick import PLAIN
 MOST_FOR_A_KEPT_PLAN = 10  # as `pgwerk_django.tick` has it
 
 _NEXT = """
-SELECT extract(epoch FROM least(next_run_at, triggered_at) - clock_timestamp()) FROM _pgwerk_schedules
-WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
-ORDER BY least(next_run_at, triggered_at) LIMIT 1
+SELECT extract(epoch FROM least(CASE WHEN NOT paused THEN next_run_at END, triggered_at) - clock_timestamp()) FROM _pgwerk_schedules
+WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(CASE WHEN NOT paused THEN next_run_at END, triggered_at) IS NOT NULL
+ORDER BY least(CASE WHEN NOT paused THEN next_run_at END, triggered_at) LIMIT 1
 """
 
 

@@ -66,8 +66,8 @@ LEAST_RATIO, MOST_AMONG, MOST_MEMORY_MB = 0.6, 2, 120
 PLAIN = f"""
 WITH due AS MATERIALIZED (
     SELECT * FROM _pgwerk_schedules
-    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) <= statement_timestamp()
-    ORDER BY least(next_run_at, triggered_at) LIMIT {BATCH} FOR NO KEY UPDATE SKIP LOCKED
+    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(CASE WHEN NOT paused THEN next_run_at END, triggered_at) <= statement_timestamp()
+    ORDER BY least(CASE WHEN NOT paused THEN next_run_at END, triggered_at) LIMIT {BATCH} FOR NO KEY UPDATE SKIP LOCKED
 ), inserted AS (
     INSERT INTO _pgwerk_jobs (
         key, schedule_id, schedule_name, due_at, kind, function, target, queue, priority, args, kwargs, meta,

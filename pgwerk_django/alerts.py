@@ -27,7 +27,7 @@ from django.db import transaction
 from pgwerk_django import conf, signals
 from pgwerk_django.history import NEWEST_DECIDED
 from pgwerk_django.loop import Every
-from pgwerk_django.models import FAILED, LINES, MISSED, atomic
+from pgwerk_django.models import DUE, FAILED, LINES, MAY_RUN_SQL, MISSED, atomic
 
 WATCH = dt.timedelta(seconds=5)
 PATIENCE = 20  # times what a look has taken, to the next one
@@ -45,10 +45,8 @@ STOPS_WITHIN = 5.0
 ADVISORY_LOCK = (0x7067776B, 2)
 
 LATE = f"""
-(NOT schedule.paused OR schedule.triggered_at IS NOT NULL)
-AND least(schedule.next_run_at, schedule.triggered_at) < statement_timestamp() - interval '{LATE_AFTER} seconds'
-AND least(schedule.next_run_at, schedule.triggered_at)
-    < statement_timestamp() - schedule.misfire_grace * interval '1 second'
+{MAY_RUN_SQL} AND {DUE} < statement_timestamp() - interval '{LATE_AFTER} seconds'
+AND {DUE} < statement_timestamp() - schedule.misfire_grace * interval '1 second'
 """
 
 # A try to hand a job over moves its `run_at`; it has waited since it was written.
@@ -76,10 +74,10 @@ WITH RECURSIVE turn AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock({ADVISORY_LOCK[0]}, {ADVISORY_LOCK[1]}) AS mine
 ), {LINES}, found AS (
     (SELECT name, 'late' AS kind, '' AS job_key, 'no scheduler has taken it' AS why,
-        least(next_run_at, triggered_at) AS since
+        {DUE} AS since
     FROM _pgwerk_schedules schedule
     WHERE {LATE} AND {_UNTOLD.format("schedule.name", "late")} AND {_MY_TURN}
-    ORDER BY least(next_run_at, triggered_at) LIMIT {MOST})
+    ORDER BY {DUE} LIMIT {MOST})
     UNION ALL
     (SELECT waiting.schedule_name, 'late', waiting.key, 'its job waits in the queue ' || waiting.queue, waiting.run_at
     FROM lines, LATERAL (

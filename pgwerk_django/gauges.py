@@ -35,7 +35,8 @@ from pgwerk_django.measurements import (
     UP,
     Measure,
 )
-from pgwerk_django.models import LINES, MOST_COUNTED, SILENT_AFTER, TARGETS
+from pgwerk_django.models import DUE as DUE_AT
+from pgwerk_django.models import LINES, MAY_RUN_SQL, MOST_COUNTED, SILENT_AFTER, TARGETS
 
 WITHIN = 5.0  # seconds until whoever asked is told that the database does not answer
 STATEMENT_TIMEOUT = 4  # seconds, of each statement
@@ -60,16 +61,15 @@ SET LOCAL enable_bitmapscan = off;
 SET LOCAL jit = off
 """
 
-# The longest due first. Of a paused schedule only the trigger is due.
+# The longest due first.
 _DUE = f"""
 SELECT count(*), count(*) FILTER (WHERE due_at < statement_timestamp() - misfire_grace * interval '1 second'),
     coalesce(extract(epoch FROM statement_timestamp() - min(due_at)), 0)::float8
 FROM (
-    SELECT CASE WHEN paused THEN triggered_at ELSE least(next_run_at, triggered_at) END AS due_at, misfire_grace
-    FROM _pgwerk_schedules
-    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) <= statement_timestamp()
-    ORDER BY least(next_run_at, triggered_at) LIMIT {MOST_COUNTED}
-) AS due WHERE due_at <= statement_timestamp()
+    SELECT {DUE_AT} AS due_at, misfire_grace FROM _pgwerk_schedules
+    WHERE {MAY_RUN_SQL} AND {DUE_AT} <= statement_timestamp()
+    ORDER BY {DUE_AT} LIMIT {MOST_COUNTED}
+) AS due
 """  # noqa: S608  numbers of ours, here and below
 
 # What has no due time stands in the index, too: it has ended, or was set aside.
@@ -77,14 +77,14 @@ _SCHEDULES = f"""
 SELECT
     (SELECT count(*) FROM (
         SELECT FROM _pgwerk_schedules
-        WHERE NOT paused AND (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
+        WHERE NOT paused AND {MAY_RUN_SQL} AND {DUE_AT} IS NOT NULL
         LIMIT {MOST_COUNTED}
     ) AS counted),
     undue.ended, paused.number, undue.in_error + paused.in_error
 FROM (
     SELECT count(*) FILTER (WHERE error = '') AS ended, count(*) FILTER (WHERE error <> '') AS in_error FROM (
         SELECT error FROM _pgwerk_schedules
-        WHERE NOT paused AND (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NULL
+        WHERE NOT paused AND {MAY_RUN_SQL} AND {DUE_AT} IS NULL
         LIMIT {MOST_COUNTED}
     ) AS counted
 ) AS undue, (

@@ -19,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, transaction
 
 from pgwerk_django.alerts import LATE_AFTER, LONGEST_WAIT
 from pgwerk_django.loop import LONGEST_SLEEP
-from pgwerk_django.models import HEARTBEAT, LINES, MOST_COUNTED, SILENT_AFTER
+from pgwerk_django.models import DUE, HEARTBEAT, LINES, MAY_RUN_SQL, MOST_COUNTED, SILENT_AFTER
 
 ROLES = ("scheduler", "worker")
 POLLS = 3  # that a scheduler may miss
@@ -294,17 +294,13 @@ def _processes(cursor: Any) -> list[ProcessSeen]:
     return [ProcessSeen(*row) for row in cursor.fetchall()]
 
 
-_DUE_AGE = "round(extract(epoch FROM statement_timestamp() - least(next_run_at, triggered_at)), 1)::float8"
-_DUE = """
-_pgwerk_schedules WHERE (NOT paused OR triggered_at IS NOT NULL)
-    AND least(next_run_at, triggered_at) <= statement_timestamp()
-ORDER BY least(next_run_at, triggered_at)
-"""
-_LATE = """
-_pgwerk_schedules WHERE (NOT paused OR triggered_at IS NOT NULL)
-    AND least(next_run_at, triggered_at) < statement_timestamp() - %(late_after)s * interval '1 second'
-    AND least(next_run_at, triggered_at) < statement_timestamp() - misfire_grace * interval '1 second'
-ORDER BY least(next_run_at, triggered_at)
+_DUE_AGE = f"round(extract(epoch FROM statement_timestamp() - {DUE}), 1)::float8"
+_DUE = f"_pgwerk_schedules WHERE {MAY_RUN_SQL} AND {DUE} <= statement_timestamp() ORDER BY {DUE}"
+_LATE = f"""
+_pgwerk_schedules WHERE {MAY_RUN_SQL}
+    AND {DUE} < statement_timestamp() - %(late_after)s * interval '1 second'
+    AND {DUE} < statement_timestamp() - misfire_grace * interval '1 second'
+ORDER BY {DUE}
 """
 _SET_ASIDE = "_pgwerk_schedules WHERE error <> '' ORDER BY id"
 _FAILING = "_pgwerk_alerts WHERE kind = 'failing' AND ended_at IS NULL AND job_key <> '' ORDER BY schedule_name"

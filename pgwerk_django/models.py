@@ -62,7 +62,7 @@ def wake_workers(using: str | None) -> None:
     """Have workers that LISTEN look at once: for what changes without an insert, whose trigger does this itself."""
     if conf.current().NOTIFY:
         with transaction.get_connection(using).cursor() as cursor:
-            cursor.execute("SELECT pg_notify('pgwerk_jobs', '')")
+            cursor.execute("SELECT pg_catalog.pg_notify('pgwerk_jobs', '')")
 
 
 def database_now(using: str | None) -> datetime:
@@ -149,16 +149,22 @@ class State(models.TextChoices):
     OK = "OK", _("OK")
 
 
+# When a schedule next wants a tick: its next run, which does not count during a pause, or a trigger. Every statement that asks
+# what is due uses this text or `due_at`; the index `pgwerk_due` is on exactly this, and two triggers of `0001` have it, too.
+DUE = "least(CASE WHEN NOT paused THEN next_run_at END, triggered_at)"
+
+
 def due_at() -> Least:
-    """When a schedule next wants a tick; the index `pgwerk_due` is on exactly this."""
-    return Least("next_run_at", "triggered_at")
+    """Return `DUE` as an expression of the ORM."""
+    return Least(Case(When(paused=False, then="next_run_at")), "triggered_at")
 
 
 # Columns that say when a schedule is due: to change one is to plan anew. (The re-plan trigger has the same list.)
 PLANNING = frozenset({"cron", "interval", "timezone", "anchor_at", "starts_at", "ends_at", "max_runs"})
 UNPAUSED: dict[str, Any] = {"paused": False, "paused_at": None, "paused_by": "", "pause_reason": ""}
-# A paused schedule may still be triggered: it runs once and stays paused.
+# A paused schedule may still be triggered: it runs once and stays paused. The index has these rows alone.
 MAY_RUN = Q(paused=False) | Q(triggered_at__isnull=False)
+MAY_RUN_SQL = "(NOT paused OR triggered_at IS NOT NULL)"
 
 
 # Of `WITH RECURSIVE`: queues in which jobs wait for a worker, and the priorities in them, each one step along `pgwerk_claim`.
@@ -206,11 +212,11 @@ ARRAY(
 
 _LOOK = f"""
 SELECT (
-    SELECT least(next_run_at, triggered_at) FROM _pgwerk_schedules
-    WHERE (NOT paused OR triggered_at IS NOT NULL) AND least(next_run_at, triggered_at) IS NOT NULL
+    SELECT {DUE} FROM _pgwerk_schedules
+    WHERE {MAY_RUN_SQL} AND {DUE} IS NOT NULL
         AND CASE WHEN misfire = ANY(%(misfires)s) AND overlap = ANY(%(overlaps)s) THEN true ELSE false END
-        AND least(next_run_at, triggered_at) >= coalesce(%(since)s, '-infinity'::timestamptz)
-    ORDER BY least(next_run_at, triggered_at) LIMIT 1
+        AND {DUE} >= coalesce(%(since)s, '-infinity'::timestamptz)
+    ORDER BY {DUE} LIMIT 1
 ), statement_timestamp(), {WAITING_TARGETS}
 """  # noqa: S608  our own text
 
@@ -666,7 +672,8 @@ class JobQuerySet(models.QuerySet["Job"]):
             cursor.execute(
                 """
                 DELETE FROM _pgwerk_jobs WHERE id IN (
-                    SELECT id FROM _pgwerk_jobs WHERE expires_at <= statement_timestamp()
+                    SELECT id FROM _pgwerk_jobs
+                    WHERE expires_at <= statement_timestamp() AND status NOT IN ('READY', 'RUNNING')
                     ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
                 )
                 """,
@@ -771,6 +778,11 @@ class Job(models.Model):
             models.CheckConstraint(
                 name="pgwerk_job_instants",
                 condition=Q(due_at__range=EXPRESSIBLE, run_at__range=EXPRESSIBLE, start_by__range=EXPRESSIBLE),
+            ),
+            # What has not finished does not expire: clean-up would delete it.
+            models.CheckConstraint(
+                name="pgwerk_open_stays",
+                condition=Q(expires_at__isnull=True) | ~Q(status__in=["READY", "RUNNING"]),
             ),
         ]
         indexes = [

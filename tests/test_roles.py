@@ -70,6 +70,27 @@ def test_and_can_do_no_more(roles: dict[str, str], role: str, statement: str) ->
         session.execute(statement)
 
 
+def test_who_may_delete_schedules_alone_cancels_their_jobs_all_the_same(roles: dict[str, str]) -> None:
+    """The function that does it has the rights of its owner, and nobody else can have it called."""
+    row = Scheduler().interval(3600, functions.noop, _name="gone")
+    job = Job.objects.create(schedule=row, schedule_name="gone")
+    with psycopg.connect(roles["pgwerk_web"], autocommit=True) as web:
+        user = web.info.user
+        with psycopg.connect(database_url(), autocommit=True) as owner:
+            owner.execute(f"REVOKE UPDATE ON _pgwerk_jobs FROM {user}")
+        web.execute("DELETE FROM _pgwerk_schedules WHERE name = 'gone'")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            web.execute("UPDATE _pgwerk_jobs SET reason = ''")
+        web.execute("CREATE TEMPORARY TABLE _pgwerk_schedules (id bigint)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            web.execute(
+                "CREATE TRIGGER mine AFTER DELETE ON pg_temp._pgwerk_schedules REFERENCING OLD TABLE AS deleted"
+                " FOR EACH STATEMENT EXECUTE FUNCTION _pgwerk_cancel_jobs_of_deleted()"
+            )
+    job.refresh_from_db()
+    assert (job.status, job.reason) == ("CANCELLED", "schedule deleted")
+
+
 WHAT_THE_API_DOES = """
 from pgwerk_django.jobs import enqueue, enqueue_many
 from pgwerk_django.models import Job

@@ -1,18 +1,33 @@
 """The tables keep their promises whoever writes: plain SQL, `update()`, a stale instance."""
 
 import datetime as dt
+import threading
 import uuid
 
 import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
+from django.db.models.deletion import Collector
 from django.db.models.functions import Now
 
 from pgwerk_django import claims, outbox
-from pgwerk_django.models import _LOOK, Job, Misfire, Overlap, Process, Schedule, State
+from pgwerk_django.models import (
+    _LOOK,
+    DUE,
+    Job,
+    Misfire,
+    Overlap,
+    Process,
+    Schedule,
+    State,
+    Status,
+    due_at,
+    wake_workers,
+)
 from pgwerk_django.scheduler import Scheduler
 from tests.time_travel import HOUR, MINUTE, SECOND, make, make_due, now, reread
+from tests.waiting import wait_until, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -160,6 +175,28 @@ def test_what_is_due_is_found_by_its_index(many_rows: None) -> None:
     assert "Sort" not in plan
 
 
+def test_all_that_asks_what_is_due_asks_what_the_index_knows() -> None:
+    """One text, the ORM's expression, and the index: where they differ, a statement reads the whole table."""
+    ((indexed,),) = sql(
+        "SELECT pg_get_indexdef(indexrelid, 1, true) FROM pg_index WHERE indexrelid = 'pgwerk_due'::regclass"
+    )
+    for expression in (DUE, str(Schedule.objects.order_by(due_at()).query).partition("ORDER BY ")[2][: -len(" ASC")]):
+        sql(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS like_ours (LIKE _pgwerk_schedules); CREATE INDEX probe ON like_ours (({expression.replace('_pgwerk_schedules', 'like_ours')}))"
+        )
+        assert sql("SELECT pg_get_indexdef('probe'::regclass, 1, true)") == [(indexed,)]
+        sql("DROP TABLE like_ours")
+
+
+def test_a_look_takes_no_paused_row_for_due(many_rows: None) -> None:
+    sql("UPDATE _pgwerk_schedules SET paused = true, triggered_at = now() + interval '1 day', next_run_at = now()")
+    sql("UPDATE _pgwerk_schedules SET paused = false, next_run_at = now() + interval '1 hour' WHERE name = 's7'")
+    due, at = Schedule.objects.next_due()
+    assert due is not None
+    assert HOUR - MINUTE < due - at < HOUR + MINUTE
+    assert not Schedule.objects.due().exists()
+
+
 def test_the_idle_question_is_answered_by_the_index(many_rows: None, django_assert_num_queries: object) -> None:
     with django_assert_num_queries(1) as captured:  # type: ignore[operator]
         next_due_at, asked_at = Schedule.objects.next_due()
@@ -232,6 +269,45 @@ def test_who_sets_the_next_run_plans_for_himself() -> None:
     assert not reread(row).replan
 
 
+INSERTED = "INSERT INTO _pgwerk_schedules (name, interval, {0}) VALUES ('x', 60, {1})"
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ("error", "'ValueError: set aside'"),
+        ("last_run_at", "now()"),
+        ("run_count", "1"),
+        ("error, cron", "'ValueError: set aside', '0 0 30 2 *'"),
+    ],
+)
+def test_a_row_that_comes_from_a_backup_stays_as_it_is(columns: str, values: str) -> None:
+    """One that has ended, or was set aside: a restore of the data alone inserts it with the triggers on."""
+    statement = INSERTED.format(columns, values)
+    sql(statement.replace("interval, ", "").replace("60, ", "") if "cron" in columns else statement)
+    row = Schedule.objects.get()
+    assert (row.next_run_at, row.replan) == (None, False)
+    assert row.error == ("ValueError: set aside" if "error" in columns else "")
+
+
+def test_a_one_off_from_a_backup_that_was_set_aside_is_tried_again(scheduler: Scheduler) -> None:
+    sql("INSERT INTO _pgwerk_schedules (name, function, error) VALUES ('once', 'tests.functions.noop', 'full disk')")
+    assert Schedule.objects.retry_set_aside() == 1
+    assert scheduler.tick() == 1
+    assert [job.schedule_name for job in Job.objects.all()] == ["once"]
+
+
+def test_a_pause_by_sql_is_kept_like_one_by_a_person() -> None:
+    make(_name="x")
+    sql("UPDATE _pgwerk_schedules SET paused = true, paused_by = 'ada'")
+    row = Schedule.objects.get()
+    assert row.paused_at is not None
+    assert abs(row.paused_at - now()) < MINUTE
+    sql("UPDATE _pgwerk_schedules SET paused = false")
+    row = Schedule.objects.get()
+    assert (row.paused_at, row.paused_by, row.pause_reason) == (None, "", "")
+
+
 def test_a_pause_that_ends_plans_anew_what_passed_meanwhile() -> None:
     row = make(interval=60)
     make_due(row)
@@ -287,6 +363,27 @@ def test_wake_ups_can_be_turned_off(listener: psycopg.Connection, scheduler: Sch
     assert heard(listener) == [("pgwerk_schedules", "")]
 
 
+@pytest.mark.parametrize(
+    ("before", "change", "wakes"),
+    [
+        ("paused = true", "triggered_at = now() + interval '1 hour'", True),
+        ("paused = true, triggered_at = now()", "next_run_at = now() - interval '1 hour'", False),
+        ("paused = true", "next_run_at = now() - interval '1 hour'", False),
+        ("paused = true, next_run_at = now()", "paused = false", True),
+        ("paused = false", "paused = true", False),
+        ("triggered_at = now()", "paused = true", False),
+    ],
+)
+def test_what_wakes_schedulers_is_what_becomes_due(
+    listener: psycopg.Connection, before: str, change: str, wakes: bool
+) -> None:
+    make(ago=-HOUR, _name="x")
+    sql(f"UPDATE _pgwerk_schedules SET {before}")
+    heard(listener)
+    sql(f"UPDATE _pgwerk_schedules SET {change}")
+    assert heard(listener) == ([("pgwerk_schedules", "")] if wakes else [])
+
+
 # -- machine columns -------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +437,126 @@ def test_deleting_cancels_what_waits_and_keeps_the_history(scheduler: Scheduler,
     assert by_pk[waiting.pk].finished_at is not None
     assert by_pk[waiting.pk].expires_at is not None
     assert [by_pk[job.pk].status for job in (running, done, elsewhere)] == ["RUNNING", "SUCCESSFUL", "READY"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM _pgwerk_schedules WHERE name LIKE 'gone%%'", "TRUNCATE _pgwerk_schedules"]
+)
+def test_deleting_by_sql_cancels_what_waits(statement: str) -> None:
+    make(_name="stays"), make(_name="gone"), make(_name="gone, too")
+    jobs = {
+        f"{row.name} {status} {lease}": Job.objects.create(
+            key=f"{row.name} {status} {lease}", schedule=row, schedule_name=row.name, status=status, failure_ttl=ttl,
+            lease_until=now() + HOUR if lease else None,
+        )
+        for row in Schedule.objects.all()
+        for status in Status
+        for lease, ttl in ((False, 100), (True, None))
+    }  # fmt: skip
+    adhoc = Job.objects.create()
+    sql(statement, [])
+    for label, before in jobs.items():
+        job = Job.objects.get(pk=before.pk)
+        if before.status == Status.READY and (before.schedule_name != "stays" or "TRUNCATE" in statement):
+            assert (job.status, job.reason) == ("CANCELLED", "schedule deleted"), label
+            assert job.expires_at - job.finished_at == dt.timedelta(seconds=before.failure_ttl or 30 * 24 * 3600)
+            assert abs(job.finished_at - now()) < MINUTE
+        else:
+            assert (job.status, job.finished_at, job.expires_at) == (before.status, None, None), label
+    adhoc.refresh_from_db()
+    assert adhoc.status == "READY"
+
+
+def test_deleting_by_djangos_collector_cancels_what_waits() -> None:
+    """As it does for a model of the site that cascades to schedules: without our queryset."""
+    row = make(_name="gone")
+    waiting = Job.objects.create(schedule=row, schedule_name=row.name)
+    collector = Collector(using="default")
+    collector.collect([row])
+    collector.delete()
+    waiting.refresh_from_db()
+    assert (waiting.status, waiting.reason) == ("CANCELLED", "schedule deleted")
+
+
+def test_deleting_passes_over_a_job_that_a_worker_takes_meanwhile(other_session: psycopg.Connection) -> None:
+    row = make(_name="gone")
+    job = Job.objects.create(schedule=row, schedule_name=row.name)
+    with other_session.transaction():
+        other_session.execute("UPDATE _pgwerk_jobs SET status = 'RUNNING' WHERE id = %s", [job.pk])
+        deleting = threading.Thread(target=lambda: (sql("DELETE FROM _pgwerk_schedules"), connection.close()))
+        deleting.start()
+        wait_until(waiting_for_a_lock)
+    deleting.join()
+    job.refresh_from_db()
+    assert (job.status, job.expires_at) == ("RUNNING", None)
+
+
+# -- clean-up --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", Status)
+def test_clean_up_deletes_finished_jobs_alone(status: Status) -> None:
+    """Also where the constraint that keeps the others from expiring is gone."""
+    sql("ALTER TABLE _pgwerk_jobs DROP CONSTRAINT pgwerk_open_stays")
+    try:
+        job = Job.objects.create(status=status, expires_at=now() - SECOND)
+        later = Job.objects.create(status=status, expires_at=now() + HOUR)
+        is_open = status in (Status.READY, Status.RUNNING)
+        assert Job.objects.all().delete_expired(10) == (0 if is_open else 1)
+        assert set(Job.objects.values_list("pk", flat=True)) == {later.pk, *([job.pk] if is_open else [])}
+    finally:
+        sql("DELETE FROM _pgwerk_jobs")
+        (check,) = (each for each in Job._meta.constraints if each.name == "pgwerk_open_stays")
+        with connection.schema_editor() as editor:
+            editor.add_constraint(Job, check)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_what_has_not_finished_has_no_end_of_its_life(status: Status) -> None:
+    if status in (Status.READY, Status.RUNNING):
+        with pytest.raises(IntegrityError, match="pgwerk_open_stays"):
+            Job.objects.create(status=status, expires_at=now())
+    else:
+        Job.objects.create(status=status, expires_at=now())
+
+
+# -- functions of the schema -----------------------------------------------------------------------------------------
+
+
+def test_no_function_of_ours_goes_by_the_callers_search_path() -> None:
+    functions = sql(
+        "SELECT proname, proconfig, prosecdef, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc"
+        " WHERE proname LIKE '%%pgwerk%%' ORDER BY proname",
+        [],
+    )
+    assert len(functions) == 5
+    for name, configuration, is_definer, anybodys in functions:
+        assert configuration == ["search_path=pg_catalog, pg_temp"], name
+        assert not (is_definer and anybodys), name
+
+
+CAPTURES = """
+CREATE FUNCTION public.pg_notify({0}) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'captured'; END $$;
+CREATE FUNCTION public.clock_timestamp(VARIADIC integer[]) RETURNS timestamptz LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'captured'; END $$;
+CREATE FUNCTION public.is_equal(varchar, varchar) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'captured'; END $$;
+CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.is_equal);
+"""
+
+
+@pytest.mark.parametrize("arguments", ["text, varchar", "varchar, varchar"])
+def test_what_writes_to_our_tables_runs_nobodys_function(arguments: str) -> None:
+    """Where PUBLIC may create in `public`, an exact match for the types beats PostgreSQL's own."""
+    row = make(_name="x")
+    with transaction.atomic():
+        sql(CAPTURES.format(arguments))
+        sql("INSERT INTO _pgwerk_jobs (function, schedule_id) VALUES ('x', %s)", [row.pk])
+        sql("UPDATE _pgwerk_schedules SET cron = '* * * * *', interval = NULL")
+        sql("UPDATE _pgwerk_schedules SET paused = true, triggered_at = now()")
+        sql("UPDATE _pgwerk_schedules SET paused = false, triggered_at = NULL, next_run_at = now()")
+        sql("DELETE FROM _pgwerk_schedules")
+        wake_workers("default")
+        transaction.set_rollback(True)
 
 
 # -- state -----------------------------------------------------------------------------------------------------------

@@ -438,6 +438,24 @@ def test_a_paused_schedule_triggered_runs_once_and_stays_paused(scheduler: Sched
     assert reread(row).paused
 
 
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_trigger_that_lies_ahead_waits(scheduler: Scheduler, paused: bool) -> None:
+    """A person may set one for later; a tick that took the row and changed nothing would take it again at once."""
+    row = make(ago=None if paused else -HOUR, _name="ahead")
+    if paused:
+        make_due(row)
+    at = now() + 2 * HOUR
+    Schedule.objects.filter(pk=row.pk).update(paused=paused, triggered_at=at)
+    assert scheduler.tick() == 0
+    assert not Schedule.objects.due().exists()
+    next_due_at, _ = Schedule.objects.next_due()
+    assert next_due_at == (at if paused else row.next_run_at)
+    Schedule.objects.filter(pk=row.pk).update(triggered_at=now() - SECOND)
+    assert scheduler.tick() == 1
+    assert [job.kind for job in jobs(row)] == ["trigger"]
+    assert scheduler.tick() == 0
+
+
 def test_a_trigger_asked_twice_before_a_tick_is_one_run(scheduler: Scheduler) -> None:
     row = make()
     scheduler.tick()

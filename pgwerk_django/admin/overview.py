@@ -39,7 +39,7 @@ from pgwerk_django.admin.pages import Page
 from pgwerk_django.admin.processes import clock_offset
 from pgwerk_django.admin.words import rule_in_words
 from pgwerk_django.history import failing_names, is_failing, last_runs
-from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Schedule, Status, due_at
+from pgwerk_django.models import MAY_RUN, SILENT_AFTER, Job, Process, Queue, Schedule, Status, due_at
 
 # How long the timeline is, half of it behind us; and into how many stretches it is cut.
 SPANS = {"1h": (dt.timedelta(hours=1), 60), "24h": (dt.timedelta(days=1), 96), "7d": (dt.timedelta(days=7), 84)}
@@ -212,7 +212,7 @@ class OverviewAdmin(Page):
         }
 
     def _next(self, using: str) -> list[dict[str, Any]]:
-        rows: Any = Schedule.objects.using(using).filter(Q(paused=False) | Q(triggered_at__isnull=False))
+        rows: Any = Schedule.objects.using(using).filter(MAY_RUN)
         rows = rows.annotate(judged_at=Now(), due=due_at()).filter(due__isnull=False).order_by(due_at())
         return [
             {

@@ -18,22 +18,40 @@ ALTER TABLE _pgwerk_jobs SET (
 );
 """
 
+# When a schedule is due, as in `models.due_at`; `{0}` is NEW or OLD. Its next run does not count during a pause.
+DUE = "least(CASE WHEN NOT {0}.paused THEN {0}.next_run_at END, {0}.triggered_at)"
+
 # Re-plan: whoever changes when a schedule is due, in whatever way, and does not say when it is due next, has the next tick
 # plan it from now. An edit of a row that was set aside with an error gives it another chance. A pause that ends keeps a
 # next run that is still to come, and plans anew one that passed meanwhile. A one-off has no rule to be planned by: it keeps
 # the next run it was given, and gets it back when it was set aside.
-# A next run set by hand is a due time: it is not to be passed over because of a change made before it.
-# A tick names none of these columns, so it does not pay for the first trigger.
+# An inserted row that has run, or was set aside, comes from a backup: it stays as it is.
+# A next run set by hand is a due time: it is not to be passed over because of a change made before it, nor because of a last
+# run that lies ahead of the clock. A last run in the past stays, and a tick still drops what is not newer.
+# `clock_timestamp()`, not the statement's: an UPDATE may have waited for the row.
+# A tick names none of the columns of the first trigger, so it does not pay for it.
+# All functions have a fixed search_path: whoever may create functions in a schema on the caller's path could have theirs
+# called instead of PostgreSQL's, by whoever writes to the tables (CVE-2018-1058).
 REPLAN = """
-CREATE FUNCTION _pgwerk_replan() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION _pgwerk_replan() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        IF NEW.next_run_at IS NULL THEN
+        IF NEW.next_run_at IS NULL AND NEW.error = '' AND NEW.last_run_at IS NULL AND NEW.run_count = 0 THEN
             NEW.replan := true;
-            NEW.next_run_at := statement_timestamp();
-            NEW.error := '';
+            NEW.next_run_at := clock_timestamp();
         END IF;
-    ELSIF OLD.error <> '' AND NEW.error = OLD.error AND NEW IS DISTINCT FROM OLD
+        RETURN NEW;
+    END IF;
+    IF OLD.paused AND NOT NEW.paused THEN
+        NEW.paused_at := NULL;
+        NEW.paused_by := '';
+        NEW.pause_reason := '';
+        -- A clock that was ahead has left this: else the schedule would wait until then.
+        NEW.last_run_at := least(NEW.last_run_at, clock_timestamp());
+    ELSIF NEW.paused AND NOT OLD.paused AND NEW.paused_at IS NULL THEN
+        NEW.paused_at := clock_timestamp();
+    END IF;
+    IF OLD.error <> '' AND NEW.error = OLD.error AND NEW IS DISTINCT FROM OLD
         AND NEW.next_run_at IS NOT DISTINCT FROM OLD.next_run_at AND NEW.cron = '' AND NEW.interval IS NULL
     THEN
         NEW.next_run_at := NEW.anchor_at;
@@ -43,12 +61,12 @@ BEGIN
             IS DISTINCT FROM (OLD.cron, OLD.interval, OLD.timezone, OLD.anchor_at, OLD.starts_at, OLD.ends_at)
             AND (NEW.cron <> '' OR NEW.interval IS NOT NULL OR OLD.cron <> '' OR OLD.interval IS NOT NULL)
         OR OLD.paused AND NOT NEW.paused
-            AND (OLD.next_run_at IS NULL OR OLD.next_run_at <= statement_timestamp())
+            AND (OLD.next_run_at IS NULL OR OLD.next_run_at <= clock_timestamp() OR OLD.last_run_at > clock_timestamp())
         OR NEW.max_runs IS DISTINCT FROM OLD.max_runs AND OLD.next_run_at IS NULL
         OR OLD.error <> '' AND NEW.error = OLD.error AND NEW IS DISTINCT FROM OLD
     ) THEN
         NEW.replan := true;
-        NEW.next_run_at := statement_timestamp();
+        NEW.next_run_at := clock_timestamp();
         NEW.error := '';
     END IF;
     RETURN NEW;
@@ -60,21 +78,28 @@ CREATE TRIGGER pgwerk_replan BEFORE INSERT OR UPDATE OF
     start_within, paused
 ON _pgwerk_schedules FOR EACH ROW EXECUTE FUNCTION _pgwerk_replan();
 
-CREATE FUNCTION _pgwerk_planned_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION _pgwerk_planned_by_hand() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    NEW.replan := false;
+    NEW.replan := NEW.replan AND NOT OLD.replan;
+    IF NEW.last_run_at > clock_timestamp() AND NEW.next_run_at <= NEW.last_run_at THEN
+        NEW.last_run_at := NULL;
+    END IF;
     RETURN NEW;
 END $$;
 
+-- A tick plans after the last run, so it never meets the second condition.
 CREATE TRIGGER pgwerk_planned_by_hand BEFORE UPDATE OF next_run_at ON _pgwerk_schedules FOR EACH ROW
-WHEN (OLD.replan AND NEW.replan AND NEW.next_run_at IS DISTINCT FROM OLD.next_run_at)
+WHEN (
+    NEW.next_run_at IS DISTINCT FROM OLD.next_run_at
+    AND (OLD.replan AND NEW.replan OR NEW.next_run_at <= OLD.last_run_at AND NEW.last_run_at = OLD.last_run_at)
+)
 EXECUTE FUNCTION _pgwerk_planned_by_hand();
 """
 
 # Wake: schedulers and workers that LISTEN need not wait for their next poll. A schedule wakes only when it became due
 # earlier, so a tick wakes nobody; jobs wake once for a statement and a queue. `pgwerk.notify` is local to a transaction.
-WAKE = """
-CREATE FUNCTION _pgwerk_wake_schedulers() RETURNS trigger LANGUAGE plpgsql AS $$
+WAKE_SCHEDULERS = f"""
+CREATE FUNCTION _pgwerk_wake_schedulers() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('pgwerk.notify', true) IS DISTINCT FROM 'off' THEN
         PERFORM pg_notify('pgwerk_schedules', '');
@@ -83,24 +108,18 @@ BEGIN
 END $$;
 
 CREATE TRIGGER pgwerk_wake_inserted AFTER INSERT ON _pgwerk_schedules FOR EACH ROW
-WHEN ((NOT NEW.paused OR NEW.triggered_at IS NOT NULL) AND least(NEW.next_run_at, NEW.triggered_at) IS NOT NULL)
+WHEN ({DUE.format("NEW")} IS NOT NULL)
 EXECUTE FUNCTION _pgwerk_wake_schedulers();
 
 CREATE TRIGGER pgwerk_wake_updated AFTER UPDATE ON _pgwerk_schedules FOR EACH ROW
-WHEN (
-    (NOT NEW.paused OR NEW.triggered_at IS NOT NULL)
-    AND least(NEW.next_run_at, NEW.triggered_at) < coalesce(
-        CASE WHEN NOT OLD.paused OR OLD.triggered_at IS NOT NULL
-            THEN least(OLD.next_run_at, OLD.triggered_at) END,
-        'infinity'
-    )
-)
+WHEN ({DUE.format("NEW")} < coalesce({DUE.format("OLD")}, 'infinity'))
 EXECUTE FUNCTION _pgwerk_wake_schedulers();
-
-CREATE FUNCTION _pgwerk_wake_workers() RETURNS trigger LANGUAGE plpgsql AS $$
+"""
+WAKE_WORKERS = """
+CREATE FUNCTION _pgwerk_wake_workers() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_setting('pgwerk.notify', true) IS DISTINCT FROM 'off' THEN
-        PERFORM pg_notify('pgwerk_jobs', queue)
+        PERFORM pg_catalog.pg_notify('pgwerk_jobs', queue::text)
         FROM (SELECT DISTINCT queue FROM inserted WHERE status = 'READY' AND target = 'worker') AS queues;
     END IF;
     RETURN NULL;
@@ -110,12 +129,39 @@ CREATE TRIGGER pgwerk_wake_jobs AFTER INSERT ON _pgwerk_jobs REFERENCING NEW TAB
 FOR EACH STATEMENT EXECUTE FUNCTION _pgwerk_wake_workers();
 """
 
+# Waiting jobs of a schedule that is deleted are cancelled, however it is deleted. A role may delete schedules without the
+# right to change jobs, so the function runs as its owner; hence nobody else may make a trigger that calls it.
+# The tables may be in any schema. A job without a ttl of its own stays for 30 days: the setting is not known here.
+DELETED = """
+CREATE FUNCTION _pgwerk_cancel_jobs_of_deleted() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format(
+        'UPDATE %I._pgwerk_jobs SET status = ''CANCELLED'', reason = ''schedule deleted'', finished_at = $1,'
+        ' expires_at = $1 + coalesce(failure_ttl, 2592000) * interval ''1 second'''
+        ' WHERE status = ''READY'' AND ' || CASE TG_OP WHEN 'TRUNCATE' THEN 'schedule_id IS NOT NULL'
+            ELSE 'schedule_id = ANY (ARRAY(SELECT id FROM deleted))' END,
+        TG_TABLE_SCHEMA
+    ) USING clock_timestamp();
+    RETURN NULL;
+END $$;
+
+REVOKE ALL ON FUNCTION _pgwerk_cancel_jobs_of_deleted() FROM PUBLIC;
+
+CREATE TRIGGER pgwerk_cancel_deleted AFTER DELETE ON _pgwerk_schedules REFERENCING OLD TABLE AS deleted
+FOR EACH STATEMENT EXECUTE FUNCTION _pgwerk_cancel_jobs_of_deleted();
+
+CREATE TRIGGER pgwerk_cancel_truncated AFTER TRUNCATE ON _pgwerk_schedules
+FOR EACH STATEMENT EXECUTE FUNCTION _pgwerk_cancel_jobs_of_deleted();
+"""
+
 # The triggers go with their tables.
 DROP_FUNCTIONS = """
 DROP FUNCTION _pgwerk_replan() CASCADE;
 DROP FUNCTION _pgwerk_planned_by_hand() CASCADE;
 DROP FUNCTION _pgwerk_wake_schedulers() CASCADE;
 DROP FUNCTION _pgwerk_wake_workers() CASCADE;
+DROP FUNCTION _pgwerk_cancel_jobs_of_deleted() CASCADE;
 """
 
 
@@ -490,7 +536,9 @@ class Migration(migrations.Migration):
                 ],
                 "indexes": [
                     models.Index(
-                        django.db.models.functions.comparison.Least("next_run_at", "triggered_at"),
+                        django.db.models.functions.comparison.Least(
+                            models.Case(models.When(paused=False, then="next_run_at")), "triggered_at"
+                        ),
                         condition=models.Q(("paused", False), ("triggered_at__isnull", False), _connector="OR"),
                         name="pgwerk_due",
                     ),
@@ -823,9 +871,17 @@ class Migration(migrations.Migration):
                         ),
                         name="pgwerk_job_instants",
                     ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("expires_at__isnull", True),
+                            models.Q(("status__in", ["READY", "RUNNING"]), _negated=True),
+                            _connector="OR",
+                        ),
+                        name="pgwerk_open_stays",
+                    ),
                 ],
             },
         ),
         migrations.RunSQL(AUTOVACUUM, migrations.RunSQL.noop),
-        migrations.RunSQL(REPLAN + WAKE, DROP_FUNCTIONS),
+        migrations.RunSQL(REPLAN + WAKE_SCHEDULERS + WAKE_WORKERS + DELETED, DROP_FUNCTIONS),
     ]
