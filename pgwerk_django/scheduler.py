@@ -98,7 +98,9 @@ class _Service:
         self._process = Process.here("scheduler", version=pgwerk_django.__version__)
         self._synced = False
         self._hand_over = HandOver(str(self._process), using=self._using)
-        self._stand_by = StandBy(declared.registry, on_unregistered=scheduler.on_unregistered, using=self._using)
+        self._stand_by = StandBy(
+            declared.registry, on_unregistered=scheduler.on_unregistered, using=self._using, process=self._process
+        )
         self._watch = Watch(using=self._using)
         self._time_to_beat = Every(HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
@@ -145,7 +147,7 @@ class _Service:
     def _sync(self) -> bool:
         """Whether it could be done: a row that somebody holds must not keep us from hearing that we are to stop."""
         try:
-            self._scheduler._synchronise(self._stand_by.grace, lock_timeout=SYNC_PATIENCE)
+            self._scheduler._synchronise(self._stand_by.grace, lock_timeout=SYNC_PATIENCE, process=self._process)
         except OperationalError as error:
             if not is_held(error):
                 raise
@@ -242,13 +244,20 @@ class Scheduler:
         found = self._synchronise()
         return len(found.inserted), len(found.updated), found.reconciled
 
-    def _synchronise(self, grace: dt.timedelta = AT_ONCE, *, lock_timeout: dt.timedelta | None = None) -> Difference:
+    def _synchronise(
+        self,
+        grace: dt.timedelta = AT_ONCE,
+        *,
+        lock_timeout: dt.timedelta | None = None,
+        process: Process | None = None,
+    ) -> Difference:
         return synchronise(
             declared.registry,
             on_unregistered=self.on_unregistered,
             using=self.using,
             grace=grace,
             lock_timeout=lock_timeout,
+            process=process,
         )
 
     # -- running

@@ -37,6 +37,8 @@ schedule_failing = Signal()  # name, key: of the job (empty when it was set asid
 schedule_missed = Signal()  # name, key, why: of the job that stands for due times that did not run
 schedule_recovered = Signal()  # name, was: "late" or "failing", seconds: for how long
 mail_failed = Signal()  # names: of the schedules it was to tell of, error
+# names, on_unregistered, seconds: until that is done unless a process declares them, hint
+schedules_undeclared = Signal()
 schedules_orphaned = Signal()  # names, on_unregistered: code declares them no longer
 job_started = Signal()  # job
 job_finished = Signal()  # job, attempt, seconds: how long it ran
@@ -81,6 +83,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     schedule_missed: ("schedule_missed", logging.WARNING),
     schedule_recovered: ("schedule_recovered", logging.INFO),
     mail_failed: ("mail_failed", logging.ERROR),
+    schedules_undeclared: ("schedules_undeclared", logging.WARNING),
     schedules_orphaned: ("schedules_orphaned", logging.WARNING),
     job_started: ("job_started", logging.DEBUG),
     job_finished: ("job_finished", logging.INFO),

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg.errors
 from django.db import OperationalError, transaction
-from django.db.models import Q
+from django.db.models import Max, Q
 from django.db.models.functions import Now
 
 from pgwerk_django import conf, signals, targets
@@ -17,10 +17,12 @@ from pgwerk_django.exceptions import shown
 from pgwerk_django.housekeeping import HOUSEKEEPING
 from pgwerk_django.loop import Every
 from pgwerk_django.masking import call_text
-from pgwerk_django.models import SYNC, UNPAUSED, Origin, Schedule, ScheduleQuerySet, atomic, database_now
+from pgwerk_django.models import SYNC, UNPAUSED, Origin, Process, Schedule, ScheduleQuerySet, atomic, database_now
 from pgwerk_django.registry import Definition, Registry, differences
+from pgwerk_django.targets.base import is_removed
 
 ON_UNREGISTERED = ("pause", "keep", "delete")
+_DONE = {"pause": "paused", "delete": "deleted"}
 ORPHANED = "no longer declared in code"
 # The first half says whose lock it is ("pgwk"), the second what it guards.
 ADVISORY_LOCK = (0x7067776B, 1)
@@ -51,7 +53,7 @@ def check_on_unregistered(value: str) -> str:
 def difference(registry: Registry, *, on_unregistered: str, using: str) -> Difference:
     """What `synchronise` would do now, without a grace. Writes nothing."""
     definitions = _resolved(registry)
-    return _difference(definitions, _orphans(_names(definitions), on_unregistered, AT_ONCE, using), using)
+    return _difference(definitions, _orphans(_names(definitions), on_unregistered, using), using)
 
 
 def _resolved(registry: Registry) -> list[Definition]:
@@ -84,10 +86,12 @@ def synchronise(
     grace: dt.timedelta = AT_ONCE,
     lock_timeout: dt.timedelta | None = None,
     now: dt.datetime | None = None,
+    process: Process | None = None,
 ) -> Difference:
     """Make the rows that code declares equal to what it says, in one transaction; what it changed is given back.
 
-    A row that another process has declared within the `grace` is no orphan.
+    A row that another process has declared within the `grace` is no orphan, unless its code was removed and no scheduler
+    but this `process` is left (see `_abandoned`). `schedules_undeclared` announces the rows that still have a grace.
 
     Many hosts may do so at once: they queue at an advisory lock that lives as long as the transaction, and write in name
     order. Only rows that change are locked. A row made in the admin or through the API under a name that code declares is
@@ -95,14 +99,16 @@ def synchronise(
     PostgreSQL's now (in tests, from `now`).
     """
     definitions = _resolved(registry)
+    # Before the transaction: this imports modules.
+    abandoned = _abandoned(_orphans(_names(definitions), on_unregistered, using), process) if grace else []
     for _ in range(MOST_DEADLOCKS):
         try:
-            return _synchronise(definitions, on_unregistered, using, grace, lock_timeout, now)
+            return _synchronise(definitions, on_unregistered, using, grace, abandoned, lock_timeout, now)
         except OperationalError as error:
             # With somebody's UPDATE of many rows in another order than ours; what we did was rolled back.
             if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
                 raise
-    return _synchronise(definitions, on_unregistered, using, grace, lock_timeout, now)
+    return _synchronise(definitions, on_unregistered, using, grace, abandoned, lock_timeout, now)
 
 
 def _synchronise(
@@ -110,12 +116,14 @@ def _synchronise(
     on_unregistered: str,
     using: str,
     grace: dt.timedelta,
+    abandoned: Sequence[str],
     lock_timeout: dt.timedelta | None,
     now: dt.datetime | None,
 ) -> Difference:
     names = _names(definitions)
     with _one_at_a_time(using, lock_timeout):
-        orphans = _orphans(names, on_unregistered, grace, using)
+        undeclared = _orphans(names, on_unregistered, using)
+        orphans = _past_grace(undeclared, grace, abandoned)
         found = _difference(definitions, orphans, using)
         now = now or database_now(using)
         new = set(found.inserted)
@@ -123,6 +131,8 @@ def _synchronise(
         _update([d for d in definitions if d.name in found.updated], now=now, using=using)
         _refresh(names, after=REFRESH, using=using)
         _reconcile(orphans, found.reconciled, on_unregistered, using)
+        if grace:
+            _announce(undeclared.exclude(name__in=found.reconciled), on_unregistered, grace, using)
         if found:
             changed = {"inserted": found.inserted, "updated": list(found.updated), "reconciled": found.reconciled}
             signals.send(signals.synced, using=using, **changed)
@@ -137,6 +147,7 @@ def stand_by(
     grace: dt.timedelta,
     judging: bool = True,
     lock_timeout: dt.timedelta | None = None,
+    process: Process | None = None,
 ) -> None:
     """What a live scheduler repeats: say that it declares its rows, and look for what nobody has declared for `grace`.
 
@@ -147,7 +158,8 @@ def stand_by(
     ours = Schedule.objects.using(using).filter(name__in=names, origin=Origin.CODE)
     _refresh(names, after=grace / 3, using=using)
     wronged = ours.filter(paused=True, paused_by=SYNC)
-    orphans = _orphans(names, on_unregistered if judging else "keep", grace, using)
+    undeclared = _orphans(names, on_unregistered if judging else "keep", using)
+    orphans = _past_grace(undeclared, grace, _abandoned(undeclared, process))
     if wronged.exists() or orphans.exists():
         with _one_at_a_time(using, lock_timeout):
             wronged.resume(by=SYNC)
@@ -157,8 +169,10 @@ def stand_by(
 class StandBy:
     """The part that one live scheduler has in it: it speaks a few times within the grace, and judges."""
 
-    def __init__(self, registry: Registry, *, on_unregistered: str, using: str) -> None:
+    def __init__(self, registry: Registry, *, on_unregistered: str, using: str, process: Process | None = None) -> None:
+        """`process` is the row of the scheduler itself."""
         self.grace = orphan_grace()
+        self._process = process
         self._registry = registry
         self._on_unregistered = on_unregistered
         self._using = using
@@ -183,6 +197,7 @@ class StandBy:
                 grace=self.grace,
                 judging=judging,
                 lock_timeout=lock_timeout,
+                process=self._process,
             )
         except OperationalError as error:
             if not is_held(error):
@@ -276,14 +291,48 @@ def _refresh(names: Sequence[str], *, after: dt.timedelta, using: str) -> None:
         rows.filter(pk__in=list(pks)).update(last_registered_at=Now())
 
 
-def _orphans(names: Sequence[str], on_unregistered: str, grace: dt.timedelta, using: str) -> ScheduleQuerySet:
-    """Rows that came from code, that no process has declared within the `grace`, and that are yet to be dealt with."""
+def _orphans(names: Sequence[str], on_unregistered: str, using: str) -> ScheduleQuerySet:
+    """Rows that came from code, that this process does not declare, and that are yet to be dealt with."""
     orphans = Schedule.objects.using(using).filter(origin=Origin.CODE).exclude(name__in=names)
     if on_unregistered == "keep":
         return orphans.none()
-    if grace:
-        orphans = orphans.filter(Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - grace))
     return orphans if on_unregistered == "delete" else orphans.filter(paused=False)
+
+
+def _past_grace(orphans: ScheduleQuerySet, grace: dt.timedelta, abandoned: Sequence[str]) -> ScheduleQuerySet:
+    """Those that no process has declared within the `grace`, and those that nobody is left to declare."""
+    if not grace:
+        return orphans
+    past = Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - grace)
+    return orphans.filter(past | Q(name__in=abandoned))
+
+
+def _abandoned(orphans: ScheduleQuerySet, process: Process | None) -> list[str]:
+    """Names of those whose function was removed from code that is here, where no scheduler but `process` can declare them.
+
+    A scheduler that crashed leaves its row: it may come back. So may one of another service, whose code is not here.
+    """
+    schedulers = Process.objects.using(orphans.db).filter(role="scheduler").values_list("pk", flat=True)
+    if set(schedulers) - {process and process.pk}:
+        return []
+    # A Celery task may have any name, whatever module seems to lack it.
+    rows = orphans.exclude(target="celery").values_list("name", "function")
+    return [name for name, function in rows.iterator() if is_removed(function)]
+
+
+def _announce(undeclared: ScheduleQuerySet, on_unregistered: str, grace: dt.timedelta, using: str) -> None:
+    names = _sorted(undeclared)
+    if not names:
+        return
+    last = undeclared.filter(name__in=names).aggregate(last=Max("last_registered_at"))["last"]
+    left = grace if last is None else max(last + grace - database_now(using), dt.timedelta())
+    seconds = round(left.total_seconds())
+    hint = (
+        f"not declared here: {_DONE[on_unregistered]} in {seconds} s unless another process declares them;"
+        f" 'manage.py syncschedules' does so now"
+    )
+    event = {"names": names, "on_unregistered": on_unregistered, "seconds": seconds, "hint": hint}
+    signals.send(signals.schedules_undeclared, using=using, **event)
 
 
 def _sorted(schedules: ScheduleQuerySet) -> list[str]:

@@ -1,19 +1,22 @@
 """Rolling deploys: old and new code run side by side, restart in any order, and harm each other's schedules never."""
 
 import datetime as dt
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pgwerk_django import signals
-from pgwerk_django.models import Process, Schedule
+from pgwerk_django.models import Job, Process, Schedule
 from pgwerk_django.registry import Registry, define
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.sync import StandBy, stand_by, synchronise
 from tests import functions
-from tests.time_travel import MINUTE, SECOND, make, now
+from tests.time_travel import MINUTE, SECOND, make, make_due, now
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -174,3 +177,179 @@ def test_a_look_for_orphans_that_finds_none_tells_nobody() -> None:
         for signal in (signals.schedules_orphaned, signals.schedules_resumed, signals.schedules_paused):
             signal.disconnect(listener)
     assert told == []
+
+
+# -- functions that were removed from the code ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of this project, and beside it a namespace package, which other services may share."""
+    for file, text in (
+        ("shop/__init__.py", ""),
+        ("shop/tasks.py", "def kept(): ...\n"),
+        ("shop/broken.py", "import a_package_that_is_not_installed\n"),
+        ("shop/leaving.py", "raise SystemExit(1)\n"),
+        ("company/tasks.py", "def kept(): ...\n"),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] in ("shop", "company")]:
+        del sys.modules[name]
+
+
+REMOVED = ["shop.tasks.gone", "shop.renamed.kept", "company.tasks.gone", "tests.functions.gone"]
+PERHAPS_ELSEWHERE = [
+    "shop.tasks.kept",  # which only lost its decorator
+    "shop.broken.task",
+    "shop.leaving.task",
+    "shop.folder.module.task",
+    "company.billing.task",
+    "removed_app.tasks.task",
+    "removed_module.task",
+]
+
+
+def orphaned(function: str, target: str = "worker") -> None:
+    """A row that code declared a moment ago, and no longer does."""
+    make(function, _name=function, interval=3600, _target=target)
+    Schedule.objects.filter(name=function).update(last_registered_at=now())
+
+
+@pytest.mark.parametrize("function", [*REMOVED, *PERHAPS_ELSEWHERE])
+def test_a_schedule_has_no_grace_if_its_function_was_removed_and_nobody_is_left_to_declare_it(
+    shop: Path, function: str
+) -> None:
+    orphaned(function)
+    assert restart(code()) == ([function] if function in REMOVED else [])
+    assert alive() == (set() if function in REMOVED else {function})
+
+
+@pytest.mark.parametrize("on_unregistered", ["pause", "keep", "delete"])
+def test_a_removed_function_is_reconciled_as_told(shop: Path, on_unregistered: str) -> None:
+    orphaned("shop.tasks.gone")
+    restart(code(), on_unregistered)
+    found = list(Schedule.objects.values_list("paused", flat=True))
+    assert found == {"pause": [True], "keep": [False], "delete": []}[on_unregistered]
+
+
+def test_a_celery_task_may_have_a_name_that_its_module_lacks(shop: Path) -> None:
+    orphaned("shop.tasks.gone", target="celery")
+    assert restart(code()) == []
+
+
+@pytest.mark.parametrize("silent_for", [0 * SECOND, 4 * MINUTE])
+def test_a_removed_function_keeps_its_grace_while_another_scheduler_lives_or_has_crashed(
+    shop: Path, silent_for: dt.timedelta
+) -> None:
+    orphaned("shop.tasks.gone")
+    ours, other = (Process.here("scheduler", version="1") for _ in range(2))
+    worker = Process.here("worker", version="1")
+    for process in (ours, other, worker):
+        process.beat(using="default")
+    Process.objects.filter(pk=other.pk).update(heartbeat_at=now() - silent_for)
+    assert restart(code()) == []
+    go_on(code(), process=ours)
+    assert alive() == {"shop.tasks.gone"}
+    other.end(using="default")  # a goodbye
+    go_on(code(), process=ours)
+    assert alive() == set()
+
+
+def test_an_import_that_fails_on_the_database_fails_no_sync(shop: Path) -> None:
+    (shop / "shop" / "asking.py").write_text(
+        "from django.db import connection\nconnection.cursor().execute('SELECT nonsense')\n"
+    )
+    orphaned("shop.asking.task")
+    assert restart(code("new")) == []
+    assert alive() == {"new", "shop.asking.task"}
+
+
+@pytest.fixture
+def undeclared() -> Iterator[list[dict[str, Any]]]:
+    heard: list[dict[str, Any]] = []
+
+    def listener(sender: Any, signal: Any, **event: Any) -> None:
+        heard.append(event)
+
+    signals.schedules_undeclared.connect(listener)
+    yield heard
+    signals.schedules_undeclared.disconnect(listener)
+
+
+def test_a_start_announces_what_is_about_to_be_paused(
+    shop: Path, undeclared: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    restart(code(*OLD))
+    assert undeclared == []
+    orphaned("shop.tasks.gone")
+    pass_by(2 * MINUTE)
+    restart(code(*NEW))
+    (event,) = undeclared
+    assert event["names"] == ["old"]  # the other is paused by now
+    assert 170 <= event["seconds"] <= 180
+    (line,) = [record for record in caplog.records if record.message.startswith("schedules_undeclared ")]
+    assert line.levelname == "WARNING"
+    for text in ("names=old", f"paused in {event['seconds']} s unless another process declares", "syncschedules"):
+        assert text in line.message
+    pass_by(4 * MINUTE)
+    restart(code(*NEW))
+    assert len(undeclared) == 1
+
+
+def test_what_is_announced_is_what_will_be_done(undeclared: list[Any]) -> None:
+    restart(code(*OLD))
+    restart(code(*NEW), "keep")
+    restart(code(*OLD, *NEW), "delete")
+    assert undeclared == []
+    restart(code(*NEW), "delete")
+    assert "deleted in" in undeclared[0]["hint"]
+    restart(code(*NEW), grace=dt.timedelta())  # syncschedules
+    assert len(undeclared) == 1
+
+
+def test_one_pass_from_cron_announces_too(undeclared: list[Any], scheduler: Scheduler) -> None:
+    restart(code("old"))
+    scheduler.run_once()
+    assert [event["names"] for event in undeclared] == [["old"]]
+
+
+SMALL_SITE = """
+import django
+django.setup()
+from django.core.management import call_command
+import shop.tasks
+call_command("runscheduler", with_worker=True, concurrency=1)
+"""
+KEPT = "from pgwerk_django import schedule\n@schedule(interval=3600)\ndef kept(): ...\n"
+GONE = "@schedule(interval=3600)\ndef gone(): ...\n"
+
+
+def test_a_restart_without_a_function_fails_no_job(start: Any, shop: Path) -> None:
+    tasks = shop / "shop" / "tasks.py"
+    environment = {"PYTHONPATH": str(shop), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run_both() -> Any:
+        """Start, and wait until a job of the schedule that stays has run."""
+        running = start("-c", SMALL_SITE, **environment)
+        known = Job.objects.filter(schedule_name="shop.tasks.kept").count()
+        wait_until(lambda: Process.objects.filter(role="scheduler").exists() or running.process.poll() is not None)
+        Schedule.objects.get(name="shop.tasks.kept")
+        Scheduler().trigger("shop.tasks.kept")
+        done = Job.objects.filter(schedule_name="shop.tasks.kept", status="SUCCESSFUL")
+        wait_until(lambda: done.count() > known)
+        return running
+
+    tasks.write_text(KEPT + GONE)
+    assert run_both().stop() == 0
+    for row in Schedule.objects.all():
+        make_due(row)
+    tasks.write_text(KEPT)
+    second = run_both()
+    assert second.stop() == 0
+    assert not Job.objects.filter(schedule_name="shop.tasks.gone").exists()
+    assert not Job.objects.filter(status="FAILED").exists()
+    assert Schedule.objects.get(name="shop.tasks.gone").paused_by == "sync"
+    assert "schedules_orphaned names=shop.tasks.gone" in second.text()

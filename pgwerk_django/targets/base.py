@@ -4,6 +4,7 @@ import contextlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
 from django.utils.module_loading import import_string
@@ -114,3 +115,25 @@ def _has(module: Any, name: str) -> bool:
         return hasattr(module, name)
     except Exception:  # noqa: BLE001  # from a `__getattr__` of the module's own
         return True
+
+
+def is_removed(path: str) -> bool:
+    """Return whether the function at a dotted path was removed from code that is here.
+
+    That is so if its module can be imported and lacks it, or if there is no such module in a package that can be imported.
+    False if that package cannot be imported: it may belong to another service. A namespace package may be shared by several.
+    """
+    module, _dot, attribute = path.rpartition(".")
+    try:
+        return not hasattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        return error.name == module and _is_package(module.rpartition(".")[0])
+    except (Exception, SystemExit):  # noqa: BLE001  # it is there, and cannot be imported in this process
+        return False
+
+
+def _is_package(path: str) -> bool:
+    try:
+        return getattr(import_module(path), "__file__", None) is not None
+    except (Exception, SystemExit):  # noqa: BLE001
+        return False
