@@ -19,7 +19,7 @@ from pgwerk_django import conf, signals
 from pgwerk_django.arrays import array
 from pgwerk_django.exceptions import WorkerLost, class_path
 from pgwerk_django.execution import Outcome
-from pgwerk_django.models import Job, Status
+from pgwerk_django.models import SILENT_AFTER, Job, Status
 
 Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`
 
@@ -181,16 +181,31 @@ WHERE {_STILL_MINE} AND (mine.since IS NULL OR mine.since > statement_timestamp(
 RETURNING job.id
 """  # noqa: S608
 
-_RECOVER = """
-WITH lost AS MATERIALIZED (
-    SELECT id, prefetched AND claims - attempt - releases < %(most_false_starts)s AS fresh, CASE
-        WHEN cancel_requested_at IS NOT NULL THEN 'CANCELLED'
-        WHEN prefetched AND claims - attempt - releases < %(most_false_starts)s OR attempt < max_attempts THEN 'READY'
-        ELSE 'FAILED' END AS becomes
-    FROM _pgwerk_jobs
-    WHERE status = 'RUNNING' AND (lease_until < statement_timestamp() OR lease_until IS NULL)
-    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-)
+# An expired lease, or none at all. And one that lies far ahead, as it was given while PostgreSQL's clock was: a live worker
+# has renewed it since.
+_SILENT = """
+(SELECT abs(extract(epoch FROM heartbeat_at - statement_timestamp())) < %(silent_after)s
+    FROM _pgwerk_processes process WHERE {}) IS NOT TRUE
+"""
+_EXPIRED = "(job.lease_until < statement_timestamp() OR job.lease_until IS NULL)"
+_UNRENEWED = f"""
+({_EXPIRED} OR job.lease_until > statement_timestamp() + 2 * %(lease)s
+    AND {_SILENT.format("process.id = job.worker_id")})
+"""
+
+# In the order of the index `pgwerk_running`, which no other index has.
+_LOOK = f"""
+SELECT id, claims, lease_until::text FROM _pgwerk_jobs job WHERE status = 'RUNNING' AND {_UNRENEWED}
+ORDER BY worker_id LIMIT %(limit)s FOR NO KEY UPDATE OF job SKIP LOCKED
+"""  # noqa: S608
+
+_BECOMES = """
+id, prefetched AND claims - attempt - releases < %(most_false_starts)s AS fresh, CASE
+    WHEN cancel_requested_at IS NOT NULL THEN 'CANCELLED'
+    WHEN prefetched AND claims - attempt - releases < %(most_false_starts)s OR attempt < max_attempts THEN 'READY'
+    ELSE 'FAILED' END AS becomes
+"""
+_RECOVER_LOST = """
 UPDATE _pgwerk_jobs job SET
     status = becomes,
     attempt = CASE WHEN fresh THEN attempt - 1 ELSE attempt END,
@@ -209,6 +224,26 @@ UPDATE _pgwerk_jobs job SET
 FROM lost WHERE job.id = lost.id
 RETURNING job.status
 """
+_RECOVER_SEEN = f"""
+WITH lost AS MATERIALIZED (
+    SELECT {_BECOMES}
+    FROM (
+        SELECT * FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(leases)s::timestamptz[])
+            AS seen (seen_id, seen_claims, seen_lease)
+    ) seen JOIN _pgwerk_jobs job ON job.id = seen_id
+    WHERE status = 'RUNNING' AND claims = seen_claims AND lease_until IS NOT DISTINCT FROM seen_lease AND {_UNRENEWED}
+    FOR NO KEY UPDATE OF job SKIP LOCKED
+)
+{_RECOVER_LOST}
+"""  # noqa: S608
+_RECOVER_OLD = f"""
+WITH lost AS MATERIALIZED (
+    SELECT {_BECOMES} FROM _pgwerk_jobs job
+    WHERE status = 'RUNNING' AND (lease_until < statement_timestamp() - %(lease)s OR lease_until IS NULL)
+    ORDER BY worker_id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+)
+{_RECOVER_LOST}
+"""  # noqa: S608
 RECOVERED_BATCH = 1000
 
 
@@ -336,20 +371,47 @@ def event_of(job: Job, attempt: int, outcome: Outcome, status: str) -> tuple[Sig
     return signals.job_failed, {**event, "error": outcome.summary, "retry_in": retry_in}
 
 
-def recover_lost(*, using: str) -> int:
-    """Find jobs whose lease ran out: READY again while attempts remain, or when they never began, else FAILED. How many."""
+class Lease(NamedTuple):
+    """One that nobody has renewed, as it was seen."""
+
+    job_id: uuid.UUID
+    claims: int
+    until: str | None  # PostgreSQL's own text: an instant that Python cannot express compares as well
+
+
+def unrenewed_leases(*, using: str, limit: int) -> list[Lease]:
+    """Up to `limit` leases of running jobs that have expired (or lie too far ahead), and that nobody has locked."""
+    with transaction.get_connection(using).cursor() as cursor:
+        cursor.execute(_LOOK, {**_limits(), "limit": limit})
+        return [Lease(*row) for row in cursor.fetchall()]
+
+
+def recover_lost(*, using: str, seen: Sequence[Lease] | None = None) -> int:
+    """Find jobs whose worker vanished: READY again while attempts remain, or when they never began, else FAILED. How many.
+
+    With `seen` only these leases, if they are still the same. Without, those that expired a whole `LEASE` ago: after an outage
+    live workers need a moment to renew theirs, which only somebody who looks twice can give them (`housekeeping.Recovery`).
+    """
     parameters = {
+        **_limits(),
         "error": str(WorkerLost()),
         "exception": class_path(WorkerLost()),
         "failure_ttl": conf.current().FAILURE_TTL,
         "most_false_starts": MOST_FALSE_STARTS,
         "limit": RECOVERED_BATCH,
     }
+    if seen is not None:
+        ids, claims, leases = zip(*seen, strict=True)
+        parameters |= {"ids": array(ids), "claims": array(claims), "leases": array(leases)}
     with transaction.get_connection(using).cursor() as cursor:
-        cursor.execute(_RECOVER, parameters)
+        cursor.execute(_RECOVER_OLD if seen is None else _RECOVER_SEEN, parameters)
         statuses = [status for (status,) in cursor.fetchall()]
     if statuses:
         failed = statuses.count(Status.FAILED)
         retried = statuses.count(Status.READY)
         signals.send(signals.jobs_recovered, using=using, retried=retried, failed=failed)
     return len(statuses)
+
+
+def _limits() -> dict[str, Any]:
+    return {"lease": dt.timedelta(seconds=conf.current().LEASE), "silent_after": SILENT_AFTER.total_seconds()}

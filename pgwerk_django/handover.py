@@ -287,7 +287,7 @@ class HandOver:
     def __init__(self, name: str, *, using: str) -> None:
         self._outbox = Outbox(name, using=using)
         self._senders: list[Sender] = []
-        self._time_to_renew = Every(conf.current().LEASE / 3)
+        self._time_to_renew = Every(conf.current().LEASE / 4)  # as workers do
         self._time_to_tell = Every(TELL_AGAIN)
         self._teller = signals.Teller()
 
@@ -298,9 +298,15 @@ class HandOver:
             if sender.is_stuck():
                 sender.relieve()
         if self._senders and self._time_to_renew():
+            self._time_to_renew.again()  # until it is done
             self._outbox.renew([job for sender in self._senders for job in sender.held()])
+            self._time_to_renew.again(conf.current().LEASE / 4)
         for target in waiting:
             self._have_sent(target)
+
+    def renews_in(self) -> float:
+        """Seconds until the next `step` must come, for the sake of the leases."""
+        return self._time_to_renew.next - time.monotonic() if self._senders else float("inf")
 
     def close(self) -> None:
         """Let sends at hand finish, for a few seconds; what is not begun, another scheduler sends."""

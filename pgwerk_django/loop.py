@@ -99,18 +99,18 @@ class Every:
 
     def __init__(self, interval: timedelta | float) -> None:
         self._seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
-        self._next = time.monotonic()
+        self.next = time.monotonic()  # when it is time again
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if now < self._next:
+        if now < self.next:
             return False
-        self._next = now + self._seconds
+        self.next = now + self._seconds
         return True
 
     def again(self, seconds: float = 0) -> None:
         """There is more to do: it is time at the next call too, or so many seconds from now."""
-        self._next = time.monotonic() + seconds
+        self.next = time.monotonic() + seconds
 
 
 class Loop:
@@ -191,7 +191,9 @@ class Loop:
         return self._back_off()
 
     def _back_off(self) -> float:
-        delay, self._retry = self._retry, min(self._retry * 2, LONGEST_RETRY)
+        # Within the time that others leave us to renew our leases.
+        longest = min(LONGEST_RETRY, conf.current().LEASE / 6)
+        delay, self._retry = min(self._retry, longest), min(self._retry * 2, LONGEST_RETRY)
         return delay * random.uniform(0.5, 1)  # noqa: S311  # spreads a fleet's reconnects, guards nothing
 
     def _returned(self) -> None:

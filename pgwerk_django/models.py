@@ -204,7 +204,7 @@ ARRAY(
     SELECT target FROM found WHERE target IS NOT NULL AND (
         SELECT true FROM _pgwerk_jobs job
         WHERE status = 'READY' AND target <> 'worker' AND job.target = found.target
-            AND run_at <= statement_timestamp() AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+            AND run_at <= statement_timestamp() AND lease_until IS NULL
         ORDER BY run_at LIMIT 1
     )
 )
@@ -654,8 +654,8 @@ class JobQuerySet(models.QuerySet["Job"]):
                     expires_at = statement_timestamp() + coalesce(result_ttl, %s) * interval '1 second'
                 WHERE id IN (
                     SELECT id FROM _pgwerk_jobs
-                    WHERE status = 'READY' AND start_by <= statement_timestamp()
-                        AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+                    -- Under a lease it may have been handed over, and not yet marked.
+                    WHERE status = 'READY' AND start_by <= statement_timestamp() AND lease_until IS NULL
                     ORDER BY start_by LIMIT %s FOR UPDATE SKIP LOCKED
                 ) RETURNING key
                 """,

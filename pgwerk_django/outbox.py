@@ -13,7 +13,7 @@ from django.db import transaction
 from pgwerk_django import conf
 from pgwerk_django.arrays import array
 from pgwerk_django.exceptions import class_path, traceback_of
-from pgwerk_django.models import Job, Status
+from pgwerk_django.models import SILENT_AFTER, TARGETS, Job, Status
 from pgwerk_django.text import storable
 
 LONGEST_ID = 255
@@ -25,7 +25,7 @@ _CLAIM = f"""
 WITH picked AS MATERIALIZED (
     SELECT id FROM _pgwerk_jobs job
     WHERE status = 'READY' AND target <> 'worker' AND target = %(target)s AND run_at <= statement_timestamp()
-        AND (lease_until IS NULL OR lease_until <= statement_timestamp())
+        AND lease_until IS NULL
         AND (start_by IS NULL OR start_by > statement_timestamp())
         -- Not `NOT EXISTS`, for which all that waits might be read first.
         AND (SELECT paused FROM _pgwerk_queues queue WHERE queue.name = job.queue) IS NOT TRUE
@@ -79,6 +79,58 @@ UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
 WHERE {_HELD} RETURNING job.id
 """  # noqa: S608
+
+# A lease has expired, or lies far ahead, as it was given while PostgreSQL's clock was: a live scheduler has renewed it since.
+_EXPIRED = "job.lease_until < statement_timestamp()"
+_UNRENEWED = f"""
+({_EXPIRED} OR job.lease_until > statement_timestamp() + 2 * %(lease)s AND (
+    SELECT bool_or(abs(extract(epoch FROM heartbeat_at - statement_timestamp())) < %(silent_after)s)
+    FROM _pgwerk_processes process WHERE role || ' ' || host || ':' || pid = job.worker_name
+) IS NOT TRUE)
+"""  # noqa: S608
+_OLD = "job.lease_until < statement_timestamp() - %(lease)s"
+
+# What is leased was the first of its target when it was claimed, so it is among the first ones still: no need to read all
+# that waits. OFFSET 0 keeps the second half a look by the primary key for each.
+_LOOK = f"""
+WITH RECURSIVE {TARGETS}, leased AS MATERIALIZED (
+    SELECT job.id FROM found, LATERAL (
+        SELECT id, lease_until, worker_name FROM _pgwerk_jobs
+        WHERE status = 'READY' AND target <> 'worker' AND target = found.target ORDER BY run_at LIMIT {{most}}
+    ) job WHERE found.target IS NOT NULL AND {{condition}}
+)
+SELECT expired.* FROM leased CROSS JOIN LATERAL (
+    SELECT id, claims, lease_until::text FROM _pgwerk_jobs job
+    WHERE id = leased.id AND status = 'READY' AND {{condition}} OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+) expired
+"""  # noqa: S608
+MOST_LOOKED_AT = 1000  # of each target
+
+_RELEASE = """
+UPDATE _pgwerk_jobs job SET lease_until = NULL
+FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(leases)s::timestamptz[]) AS seen (id, claims, lease)
+WHERE job.id = seen.id AND job.status = 'READY' AND job.claims = seen.claims AND job.lease_until = seen.lease
+RETURNING job.id
+"""
+
+
+def unrenewed_leases(*, using: str, old: bool = False) -> list[tuple[uuid.UUID, int, str]]:
+    """Leases of jobs that somebody was to hand over, which have expired (with `old`: a whole `LEASE` ago); `release`'s `seen`."""
+    statement = _LOOK.format(most=MOST_LOOKED_AT, condition=_OLD if old else _UNRENEWED)
+    limits = {"lease": dt.timedelta(seconds=conf.current().LEASE), "silent_after": SILENT_AFTER.total_seconds()}
+    with transaction.get_connection(using).cursor() as cursor:
+        cursor.execute(statement, limits)
+        return cursor.fetchall()  # type: ignore[no-any-return]
+
+
+def release(seen: Sequence[tuple[uuid.UUID, int, str]], *, using: str) -> int:
+    """Let others hand over what somebody held by these leases, if they are still the same. How many jobs."""
+    if not seen:
+        return 0
+    ids, claims, leases = zip(*seen, strict=True)
+    with transaction.get_connection(using).cursor() as cursor:
+        cursor.execute(_RELEASE, {"ids": array(ids), "claims": array(claims), "leases": array(leases)})
+        return len(cursor.fetchall())
 
 
 class Outbox:

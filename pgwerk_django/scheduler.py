@@ -17,7 +17,7 @@ from pgwerk_django import registry as declared
 from pgwerk_django.alerts import Watch
 from pgwerk_django.exceptions import shown
 from pgwerk_django.handover import HandOver, hand_over
-from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, keep_house
+from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, Recovery, clean_up, keep_house, recover_old
 from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
 from pgwerk_django.models import (
     HEARTBEAT,
@@ -104,6 +104,7 @@ class _Service:
         self._watch = Watch(using=self._using)
         self._time_to_beat = Every(HEARTBEAT)
         self._time_to_clean = Every(HOUSEKEEPING)
+        self._recovery = Recovery(using=self._using)
         self._time_to_look_aside = Every(LOOK_ASIDE)
         self._floor = Floor()
         self._coming: Coming | None = None  # what the last look saw
@@ -135,7 +136,7 @@ class _Service:
         self._process.last_tick_at = now
         self._hand_over.step(waiting)
         self._care()
-        return max(delay - (time.monotonic() - asked), 0)
+        return max(min(delay - (time.monotonic() - asked), self._hand_over.renews_in()), 0)
 
     def close(self) -> None:
         if self._synced:
@@ -191,7 +192,8 @@ class _Service:
             signals.send_now(signals.schedule_left_alone, name=name, why="a policy that this version does not know")
 
     def _care(self) -> None:
-        if self._time_to_clean() and keep_house(using=self._using) == EXPIRED_BATCH:
+        self._recovery.step()
+        if self._time_to_clean() and clean_up(using=self._using) == EXPIRED_BATCH:
             self._time_to_clean.again()
         self._watch.step()
         self._stand_by.step(lock_timeout=SYNC_PATIENCE)
@@ -268,6 +270,7 @@ class Scheduler:
         self._schedules.retry_set_aside()
         while not self._stopped and self.tick(batch_size):
             pass
+        recover_old(using=self.using)
         hand_over(str(Process.here("scheduler", version=pgwerk_django.__version__)), using=self.using)
         keep_house(using=self.using)
         watch = Watch(using=self.using)

@@ -16,10 +16,10 @@ import pgwerk_django
 from pgwerk_django import conf, signals
 from pgwerk_django.alerts import Watch
 from pgwerk_django.children import Child, Children, Held
-from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of, recover_lost
+from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
 from pgwerk_django.execution import Outcome
-from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, keep_house
+from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, Recovery, clean_up, recover_old
 from pgwerk_django.loop import Bell, Every, Loop, Lost, listening
 from pgwerk_django.models import HEARTBEAT, Job, Process, Status
 from pgwerk_django.targets.results import finished_elsewhere
@@ -92,15 +92,17 @@ class Worker:
         self._claims_soon = False
         self._to_hand_back: list[Held] = []
         self._time_to_beat = Every(HEARTBEAT)
-        self._time_to_renew = Every(self._lease / 3)
-        self._time_to_recover = Every(self._lease / 3)
+        # More often than others look whether it was: between two looks each lease is renewed.
+        self._time_to_renew = Every(self._lease / 4)
+        self._recovery = Recovery(using=self.using)
+        self._time_to_skip = Every(self._lease / 3)
         self._time_to_progress = Every(PROGRESS_EVERY)
         self._time_to_ask = Every(conf.current().POLL_INTERVAL)
         self._time_to_clean = Every(HOUSEKEEPING)
         self._teller = signals.Teller()
         self._watch = Watch(using=self.using)
         self._loop: Loop | None = None
-        self._stopped = self._hurried = False
+        self._stopped = self._hurried = self._recovered_old = False
 
     # -- the loop's side
 
@@ -140,6 +142,9 @@ class Worker:
         if (lingers := self._lingers()) > 0:
             return lingers
         self._tend(children)
+        if self.burst and not self._recovered_old:  # it may end before a second look
+            recover_old(using=self.using)
+            self._recovered_old = True
         claimed = self._claim(children)
         if self.burst and claimed == 0 and not (self._held or self._outcomes):
             self.stop()
@@ -196,6 +201,9 @@ class Worker:
         children.tend(replace=not self._stopped)
         if self._time_to_beat():
             self._process.beat(using=self.using, running=sum(held.child is not None for held in self._held.values()))
+        if self._held and self._time_to_renew():  # first: after an outage others are about to look
+            self._time_to_renew.again()  # until it is done
+            self._renew()
         self._release_unknown()
         self._write()
         self._write_starts()
@@ -204,18 +212,16 @@ class Worker:
             self._to_hand_back.clear()
         if self._progress and self._time_to_progress():
             self._write_progress()
-        if self._held and self._time_to_renew():
-            self._renew()
         if self._held and self._time_to_ask():
             self._ask_who_is_cancelled(children)
         if (since := children.waits_since()) is not None and time.monotonic() - since > LONGEST_AHEAD:
             # Jobs are no longer as short as they were: else the same would be claimed again at once.
             self._usual = max(self._usual, LONGEST_AHEAD)
             self._hand_back(children.take_back())
-        if self._time_to_recover():
-            recover_lost(using=self.using)
+        self._recovery.step()
+        if self._time_to_skip():
             Job.objects.using(self.using).skip_not_started(NOT_STARTED_BATCH)
-        if self._time_to_clean() and keep_house(using=self.using) == EXPIRED_BATCH:
+        if self._time_to_clean() and clean_up(using=self.using) == EXPIRED_BATCH:
             self._time_to_clean.again(CLEAN_MORE)
         self._watch.step()
 
@@ -440,13 +446,14 @@ class Worker:
             raise
 
     def _renew(self) -> None:
-        now = time.monotonic()
+        now = time.monotonic()  # before the statement: for ourselves the lease ends rather too early
         held_now = [held for held in self._held.values() if not held.lost]
         if held_now:
             still = self._claims.renew(held.key for held in held_now)
             self._check_held([held.key for held in held_now], still)
             for held in held_now:
                 held.lease_ends = now + self._lease
+        self._time_to_renew.again(self._lease / 4)
 
     def _check_held(self, keys: Iterable[Claim], still: set[uuid.UUID]) -> None:
         for key in keys:
@@ -480,6 +487,8 @@ class Worker:
         now = time.monotonic()
         # However long a poll is, leases are renewed in time.
         times = [now + min(conf.current().POLL_INTERVAL, self._lease / 3)]
+        if self._held:
+            times.append(self._time_to_renew.next)
         if self._claims_soon:
             times.append(self._found_none + LINGER)
         for held in self._held.values():

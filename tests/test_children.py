@@ -16,6 +16,7 @@ from asgiref.sync import async_to_sync
 from django.db import connection, connections
 
 from pgwerk_django import signals
+from pgwerk_django.claims import recover_lost
 from pgwerk_django.exceptions import JobTimeout
 from pgwerk_django.jobs import (
     aenqueue_many,
@@ -31,7 +32,7 @@ from pgwerk_django.models import Job, Process, Queue
 from pgwerk_django.worker import Worker
 from tests import functions
 from tests.processes import Started
-from tests.time_travel import SECOND, now
+from tests.time_travel import HOUR, now
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -209,7 +210,7 @@ def test_a_killed_worker_takes_its_processes_along(manage: Any) -> None:
     worker.process.kill()
     wait_until(lambda: not any(is_alive(pid) for pid in pids))
     assert set(Job.objects.values_list("status", flat=True)) == {"RUNNING"}
-    Job.objects.update(lease_until=now() - SECOND, function="tests.functions.noop")  # time passes
+    Job.objects.update(lease_until=now() - HOUR, function="tests.functions.noop")  # time passes
     work()
     assert set(Job.objects.values_list("status", "attempt", "claims")) == {("SUCCESSFUL", 2, 2)}
 
@@ -223,7 +224,7 @@ def test_what_a_killed_worker_had_not_begun_spends_no_attempt(manage: Any) -> No
     held = Job.objects.filter(status="RUNNING")
     begun = held.filter(prefetched=False).count()
     assert begun < held.count()
-    held.update(lease_until=now() - SECOND)
+    held.update(lease_until=now() - HOUR)
     work()
     failed = Job.objects.filter(status="FAILED")
     assert list(failed.values_list("error", flat=True)) == ["worker lost"] * begun
@@ -234,7 +235,7 @@ def test_what_a_killed_worker_had_not_begun_spends_no_attempt(manage: Any) -> No
 
 def test_a_job_that_ends_its_worker_does_not_come_back_for_ever() -> None:
     job = given(functions.noop)
-    Job.objects.update(status="RUNNING", prefetched=True, attempt=1, claims=11, lease_until=now() - SECOND)
+    Job.objects.update(status="RUNNING", prefetched=True, attempt=1, claims=11, lease_until=now() - HOUR)
     work()
     job.refresh_from_db()
     assert (job.status, job.error) == ("FAILED", "worker lost")
@@ -249,7 +250,8 @@ def test_a_worker_that_was_frozen_past_its_lease_drops_its_result(manage: Any) -
     noted("waiting")
     wait_until(lambda: became(job, "RUNNING").prefetched is False)
     os.kill(frozen.process.pid, signal.SIGSTOP)
-    Job.objects.update(lease_until=now() - SECOND)  # time passes
+    Job.objects.update(lease_until=now() - HOUR)  # time passes
+    recover_lost(using="default")
     with working():
         noted("waiting", 2)
         functions.gate.set()
@@ -563,7 +565,7 @@ def test_a_running_job_is_stopped_by_force(name: str) -> None:
 
 def test_a_cancelled_job_is_not_tried_again() -> None:
     job = given(functions.kill_own_process, _max_attempts=5)
-    Job.objects.update(status="RUNNING", attempt=1, claims=1, lease_until=now() - SECOND, cancel_requested_at=now())
+    Job.objects.update(status="RUNNING", attempt=1, claims=1, lease_until=now() - HOUR, cancel_requested_at=now())
     work()
     job.refresh_from_db()
     assert (job.status, job.claims) == ("CANCELLED", 1)

@@ -166,8 +166,8 @@ def test_a_worker_killed_has_its_job_run_by_another(manage: Any) -> None:
     first.process.wait()
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("RUNNING", 1)
-    Job.objects.update(lease_until=now() - SECOND, function="tests.functions.noop")  # time passes
-    second = manage("runworker")
+    Job.objects.update(lease_until=now() - HOUR, function="tests.functions.noop")  # time passes
+    second = manage("runworker", PGWERK_LEASE="2")
     wait_until(lambda: Job.objects.get().status == "SUCCESSFUL")
     second.stop()
     job.refresh_from_db()
@@ -175,8 +175,8 @@ def test_a_worker_killed_has_its_job_run_by_another(manage: Any) -> None:
 
 
 def test_a_scheduler_alone_finds_what_a_worker_lost(manage: Any) -> None:
-    Job.objects.create(function="tests.functions.noop", status="RUNNING", attempt=1, lease_until=now() - SECOND)
-    scheduler = manage("runscheduler")
+    Job.objects.create(function="tests.functions.noop", status="RUNNING", attempt=1, lease_until=now() - HOUR)
+    scheduler = manage("runscheduler", PGWERK_LEASE="2")
     wait_until(lambda: Job.objects.get().status == "FAILED")
     assert scheduler.stop() == 0
 

@@ -207,7 +207,7 @@ def test_two_workers_share_and_none_runs_twice() -> None:
 
 def lost(**columns: Any) -> Job:
     """A job whose worker vanished."""
-    given = {"status": "RUNNING", "attempt": 1, "claims": 1, "worker_id": 999, "lease_until": now() - SECOND, **columns}
+    given = {"status": "RUNNING", "attempt": 1, "claims": 1, "worker_id": 999, "lease_until": now() - HOUR, **columns}
     return Job.objects.create(function="tests.functions.noop", **given)
 
 
@@ -292,7 +292,7 @@ def test_who_has_a_claim_no_more_writes_nothing(write: Callable[[Claims, Claim],
     assert job is not None
     mine, another = (Claims(worker, "w", lease=60, using="default") for worker in (1, 2))
     assert len(mine.claim(1, [])) == 1
-    Job.objects.update(lease_until=now() - SECOND, prefetched=True)
+    Job.objects.update(lease_until=now() - HOUR, prefetched=True)
     recover_lost(using="default")
     assert len(mine.claim(1, [])) == 1
     held = Job.objects.values().get()
