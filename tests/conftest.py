@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,43 @@ from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
 from tests.processes import Started
 from tests.waiting import wait_until
+
+# A test that asks for one of these fixtures gets the marker, so that nobody needs to remember it.
+MARKED_BY_FIXTURE = {
+    "process": {"start", "manage", "beat", "newcomer", "worlds", "figures"},
+    "browser": {"driver"},
+    "engine": {"redis", "engine"},
+}
+_started_processes: list[str] = []
+
+
+def _note_started_process(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "subprocess.Popen":
+        _started_processes.append(str(arguments[1]))
+
+
+sys.addaudithook(_note_started_process)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, fixtures in MARKED_BY_FIXTURE.items():
+            if fixtures.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(marker)
+        if item.path.name.startswith("test_hostile_") or getattr(
+            getattr(item, "obj", None), "is_hypothesis_test", False
+        ):
+            item.add_marker("property")
+
+
+@pytest.fixture(autouse=True)
+def _started_processes_are_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts a process and has no marker for it: `make quick` would run it."""
+    _started_processes.clear()
+    yield
+    if _started_processes and not any(map(request.node.get_closest_marker, MARKED_BY_FIXTURE)):
+        pytest.fail("it starts a process: ask for the fixture `start`, or mark it `process`")
 
 
 def _flush(operations: DatabaseOperations, style: Any, tables: list[str], **options: Any) -> list[str]:

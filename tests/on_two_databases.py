@@ -69,6 +69,7 @@ def test_models_are_found_without_naming_the_alias() -> None:
     Schedule.objects.create(name="b", function="tests.functions.noop", interval=60).delete()
 
 
+@pytest.mark.process
 @committing
 def test_from_declaration_to_result() -> None:
     schedule(functions.noop, interval=60, _name="one")
@@ -215,6 +216,7 @@ class HelpersTest(TestCase):
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @committing
 def test_commands() -> None:
     schedule(functions.noop, interval=3600, _name="one")

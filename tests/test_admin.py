@@ -1337,6 +1337,7 @@ def test_a_custom_site_keeps_people_on_it(anna: Client) -> None:
     assert reread(row).paused_by == "anna"
 
 
+@pytest.mark.process
 def test_the_admin_is_the_only_one_who_needs_it() -> None:
     """Without `django.contrib.admin` in INSTALLED_APPS all the rest is imported, and this module is not."""
     program = (

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import django
 django.setup()
@@ -56,6 +58,7 @@ finally:
 """
 
 
+@pytest.mark.process
 def test_with_unfold_installed() -> None:
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.unfold_settings"}
     done = subprocess.run(

@@ -194,6 +194,7 @@ def test_the_configured_database(elsewhere: str) -> None:
 # -- running ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @committing
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_worker_runs_tasks(threads: int) -> None:
@@ -218,6 +219,7 @@ def test_the_worker_runs_tasks(threads: int) -> None:
         assert result.errors[0].traceback.endswith("\nValueError: no luck\n")
 
 
+@pytest.mark.process
 @committing
 def test_attempts_are_those_of_the_options() -> None:
     result = tasks.third_time_lucky.enqueue()
@@ -472,6 +474,7 @@ def test_a_plain_job_sends_none(heard: list[Any]) -> None:
     assert heard == []
 
 
+@pytest.mark.process
 @committing
 @pytest.mark.parametrize("task", [tasks.ours, tasks.ours_async, tasks.fail])
 def test_a_workers_process_sends_them_where_the_task_runs(
@@ -487,6 +490,7 @@ def test_a_workers_process_sends_them_where_the_task_runs(
     assert started[1] == finished[1] != os.getpid()
 
 
+@pytest.mark.process
 @committing
 def test_of_a_task_that_cannot_say_it_any_more_the_worker_says_it(heard: list[Any]) -> None:
     died, late = tasks.die.enqueue(), tasks.hang.enqueue()
@@ -503,6 +507,7 @@ def test_of_a_task_that_cannot_say_it_any_more_the_worker_says_it(heard: list[An
 # -- schedules -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @committing
 def test_a_schedule_over_a_task_of_ours_is_run_by_our_worker(scheduler: Scheduler) -> None:
     scheduler.schedule_in(0, tasks.context_seen, args=[1], kwargs={"b": 2}, _name="seen")
@@ -601,6 +606,7 @@ def python(code: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_a_task_may_come_before_the_models() -> None:
     code = f"""
 import sys
@@ -615,6 +621,7 @@ print(type(later.get_backend()).__name__)
     assert python(code).strip() == "PgwerkBackend"
 
 
+@pytest.mark.process
 def test_without_the_framework_the_backend_says_what_to_install() -> None:
     code = "import sys; sys.modules.update({'django.tasks': None, 'django_tasks': None}); import pgwerk_django.backend"
     assert "pip install 'pgwerk-django[tasks]'" in python(code)

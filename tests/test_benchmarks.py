@@ -96,6 +96,7 @@ def test_a_later_run_tells_what_it_measured_and_which_it_is():
     assert list(figures["failed"]) == ["idle"]
 
 
+@pytest.mark.process
 def test_a_peer_that_cannot_be_installed_costs_only_its_own_figure():
     given = Given(peers_python="/nowhere/python")
     told = scheduling.peer_rate("pgwerk", given, due=1, patience=1)

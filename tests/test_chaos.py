@@ -286,6 +286,7 @@ def test_hosts_whose_clocks_are_off_lose_and_double_nothing(worlds: dict[str, "F
     assert {"a scheduler with its clock off", "step a scheduler's clock"} <= report.notes.did.keys(), report.text()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("broken", sorted(BROKEN))
 def test_a_broken_build_is_found_out(broken: str, worlds: dict[str, "Future[Any]"]) -> None:
     (case,) = (case for case in selftest.CASES if " + ".join(case.broken) == broken)

@@ -130,23 +130,27 @@ def start(folder: Path, tasks: str, pgwerk: str = "{}") -> subprocess.CompletedP
 DECLARES = "from pgwerk_django import schedule\n@schedule(interval=5)\ndef work(): ...\n"
 
 
+@pytest.mark.process
 def test_tasks_of_installed_apps_are_found_without_admin_auth_or_a_database(tmp_path: Path) -> None:
     done = start(tmp_path, DECLARES)
     assert done.returncode == 0, done.stderr
     assert "declared ['anapp.tasks.work']" in done.stdout
 
 
+@pytest.mark.process
 def test_autodiscovery_can_be_turned_off(tmp_path: Path) -> None:
     done = start(tmp_path, DECLARES, "{'AUTODISCOVER': ()}")
     assert "declared []" in done.stdout
 
 
+@pytest.mark.process
 def test_a_module_that_fails_to_import_fails_loudly(tmp_path: Path) -> None:
     done = start(tmp_path, "import nosuchmodule\n")
     assert done.returncode != 0
     assert "No module named 'nosuchmodule'" in done.stderr
 
 
+@pytest.mark.process
 def test_settings_that_cannot_be_read_are_the_checks_to_report(tmp_path: Path) -> None:
     done = start(tmp_path, DECLARES, "{'BATCH_SIZE': 'many'}")
     assert done.returncode != 0

@@ -35,7 +35,7 @@ from tests.processes import Started
 from tests.time_travel import HOUR, now
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.process, pytest.mark.django_db(transaction=True)]
 
 
 @contextlib.contextmanager

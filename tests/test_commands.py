@@ -146,12 +146,14 @@ def test_bad_options_are_refused(words: tuple[str, ...]) -> None:
         call_command(*words)
 
 
+@pytest.mark.process
 def test_once_with_a_worker(capsys: pytest.CaptureFixture[str], scheduler: Scheduler) -> None:
     make_due(make("tests.functions.add", interval=3600, args=[1], _name="add"))
     call_command("runscheduler", "--once", "--with-worker", "--on-unregistered=keep")
     assert Job.objects.get().result == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", [("runscheduler", "--once", "--on-unregistered=keep"), ("runworker", "--burst")])
 def test_what_returns_leaves_the_collector_of_its_caller_alone(command: tuple[str, ...]) -> None:
     frozen = gc.get_freeze_count()
@@ -159,6 +161,7 @@ def test_what_returns_leaves_the_collector_of_its_caller_alone(command: tuple[st
     assert gc.get_freeze_count() == frozen
 
 
+@pytest.mark.process
 def test_burst(capsys: pytest.CaptureFixture[str]) -> None:
     Job.objects.create(function="tests.functions.add", args=[1], queue="a")
     Job.objects.create(function="tests.functions.add", args=[1], queue="b")

@@ -14,6 +14,7 @@ from pgwerk_django.worker import Worker
 from tests import functions
 
 
+@pytest.mark.process
 def test_everything_happens_on_the_configured_database(elsewhere: str, capsys: pytest.CaptureFixture[str]) -> None:
     with CaptureQueriesContext(connections["default"]) as captured:
         schedule(functions.noop, interval=60)

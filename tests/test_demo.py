@@ -19,6 +19,8 @@ import psutil
 import psycopg
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 90  # seconds, for a machine that is busy with other things
 

@@ -40,6 +40,7 @@ def has_its_own_test(page: Path) -> bool:
     return page == README or (ROOT / "tests" / f"test_docs_{page.stem}.py").exists()
 
 
+@pytest.mark.process
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "--quiet", "-b", "html", "docs", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -65,6 +66,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iter
         signal.sender_receivers_cache.clear()
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("path", [page for page in PAGES if page != TUTORIAL and blocks_of(page)], ids=name_of)
 def test_every_block_of(path: Path, page: Page) -> None:
@@ -113,6 +115,7 @@ WRONG = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("language", "text"), WRONG.values(), ids=WRONG.keys())
 def test_what_is_wrong_fails(language: str, text: str, page: Page) -> None:

@@ -12,7 +12,9 @@ import psutil
 import psycopg
 import pytest
 
-from example_project.embedded import EmbeddedError, EmbeddedPostgres
+from example_project.embedded import EmbeddedError, EmbeddedPostgres, _binaries
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = {"fsync": "off"}
@@ -188,7 +190,20 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(folder):
         EmbeddedPostgres(folder / "file" / "below").start()
 
 
+def test_another_folder_of_binaries_is_used_and_must_have_them(folder, monkeypatch):
+    older = _binaries().parent.parent / "pginstall" / "bin"  # the wheel has two major versions
+    monkeypatch.setenv("PGWERK_POSTGRES_BIN", str(older))
+    with EmbeddedPostgres(folder, options=FAST) as server:
+        assert ask(server.url, "SHOW server_version_num") != ask(os.environ["DATABASE_URL"], "SHOW server_version_num")
+    monkeypatch.setenv("PGWERK_POSTGRES_BIN", str(folder))
+    with pytest.raises(
+        EmbeddedError, match="PGWERK_POSTGRES_BIN must name a folder that has PostgreSQL's initdb, got "
+    ):
+        EmbeddedPostgres(folder).start()
+
+
 def test_a_missing_package_is_told_with_the_way_to_get_it(folder, monkeypatch):
+    monkeypatch.delenv("PGWERK_POSTGRES_BIN", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedError, match=r"pip install 'pgwerk-django\[embedded\]'"):
         EmbeddedPostgres(folder).start()

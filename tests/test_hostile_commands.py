@@ -27,6 +27,7 @@ def run(*arguments: str) -> str:
     return out.getvalue()
 
 
+@pytest.mark.process
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     "arguments",

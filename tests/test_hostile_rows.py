@@ -138,6 +138,7 @@ def test_what_code_declares_is_mended_by_the_next_sync(db: None) -> None:
     assert (row.args, row.kwargs) == ([], {})
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_fails_what_it_cannot_read_and_goes_on() -> None:
     bombs = [{column: bomb} for column in ("args", "kwargs", "meta", "backoff", "errors") for bomb in BOMBS.values()]
@@ -158,6 +159,7 @@ def test_a_worker_fails_what_it_cannot_read_and_goes_on() -> None:
     assert Job.objects.exclude(error="").count() == len(bombs)
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("function", ["returns_too_much", "says_too_much"])
 def test_a_job_says_too_much(function: str) -> None:

@@ -75,6 +75,7 @@ def test_the_first_example(module: types.ModuleType) -> None:
     ]
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 def test_the_first_schedule_runs(module: types.ModuleType) -> None:
     execute("say_hello", module)
@@ -96,6 +97,7 @@ def test_the_run_time_example(module: types.ModuleType, capsys: pytest.CaptureFi
     assert names == ["daily-from-then", "feed-41", "feed-42", "shop.tasks.sync_data"]
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 def test_the_ad_hoc_example(module: types.ModuleType) -> None:
     execute("send_receipt", module)
@@ -106,6 +108,7 @@ def test_the_ad_hoc_example(module: types.ModuleType) -> None:
     assert Job.objects.get().result == "receipt for order 17, attempt 1"
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 def test_the_progress_example(module: types.ModuleType) -> None:
     enqueue(execute("rebuild_index", module)["rebuild_index"], 3)
@@ -172,6 +175,7 @@ def test_the_testing_example(module: types.ModuleType, monkeypatch: pytest.Monke
     assert not Job.objects.exists()
 
 
+@pytest.mark.process
 @pytest.mark.django_db(transaction=True)
 def test_the_signal_example(module: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     receiver = execute("tell_the_team", module)["tell_the_team"]

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pgwerk_django.recurrence import LONGEST_INTERVAL, Cron, Interval, Once, Recurrence, Window, seconds
@@ -90,6 +90,8 @@ def test_the_grid_keeps_the_microseconds_of_its_anchor() -> None:
     anchor=instants,
     instant=instants,
 )
+@example(105_148_800, datetime(9996, 9, 1, tzinfo=UTC), datetime(9996, 9, 1, tzinfo=UTC))  # the next would be past 9999
+@example(31_536_000, datetime(2233, 2, 28, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 @settings(deadline=None, max_examples=300)
 def test_latest_and_next_after_are_neighbours_on_the_grid(every: int, anchor: datetime, instant: datetime) -> None:
     grid = Interval(every, anchor)
@@ -97,7 +99,8 @@ def test_latest_and_next_after_are_neighbours_on_the_grid(every: int, anchor: da
     if newest is None:
         assert instant < anchor == following
         return
-    assert anchor <= newest <= instant < newest + timedelta(seconds=every) or LAST - newest < timedelta(seconds=every)
+    assert anchor <= newest <= instant
+    assert LAST - newest < timedelta(seconds=every) or instant < newest + timedelta(seconds=every)
     assert (newest - anchor) % timedelta(seconds=every) == timedelta()
     assert grid.latest(newest) == newest
     assert grid.next_after(newest) == following

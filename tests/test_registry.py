@@ -236,6 +236,7 @@ def test_options_may_be_read_with_and_without_the_underscore() -> None:
         read_options({"colour": "red"})
 
 
+@pytest.mark.process
 def test_importing_the_front_door_loads_no_model_and_needs_no_settings() -> None:
     code = (
         "import sys, pgwerk_django; from pgwerk_django import schedule, Misfire, Overlap\n"

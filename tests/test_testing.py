@@ -658,6 +658,7 @@ def test_the_fixture_gives_back_what_it_found(pytester: pytest.Pytester) -> None
     )
 
 
+@pytest.mark.process
 def test_the_plugin_loads_no_model() -> None:
     code = "import pgwerk_django.pytest_plugin, sys; sys.exit('pgwerk_django.models' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

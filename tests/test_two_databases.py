@@ -19,6 +19,7 @@ from tests.processes import ROOT, database_url
 from tests.waiting import wait_until
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("environment", [{}, {"PGWERK_TEST_NO_ROUTER": "1"}], ids=["with the router", "without"])
 def test_all_of_it(environment: dict[str, str]) -> None:
     arguments = ["--ds=tests.two_databases", "--tb=short", "-q", "--no-cov"]

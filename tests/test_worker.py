@@ -19,7 +19,7 @@ from tests import functions
 from tests.time_travel import HOUR, MINUTE, SECOND, make, now
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.process, pytest.mark.django_db(transaction=True)]
 
 
 def work(**options: Any) -> None:
