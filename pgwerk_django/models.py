@@ -553,6 +553,17 @@ def recurrence_of(row: Any) -> Recurrence:
     return Window(recurrence, starts_at, row.ends_at)
 
 
+def next_planned(row: Any, now: datetime) -> datetime | None:
+    """Return when a row that is to be planned anew is due next; None: never. Raises `ValueError` for a rule nobody can read.
+
+    It comes after the newest due time on record, should the clock have stepped back.
+    """
+    recurrence = recurrence_of(row)
+    if row.max_runs is not None and row.run_count >= row.max_runs:
+        return None
+    return recurrence.next_after(max(now, row.last_run_at or now))
+
+
 _KEEP_ERROR = (
     "CASE WHEN error <> '' THEN errors || jsonb_build_object('attempt', attempt, 'at', finished_at, 'error', error,"
     " 'exception', exception, 'worker', worker_name, 'started_at', started_at) ELSE errors END"

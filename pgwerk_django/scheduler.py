@@ -28,6 +28,7 @@ from pgwerk_django.models import (
     atomic,
     database_now,
 )
+from pgwerk_django.pace import Pace
 from pgwerk_django.registry import Options
 from pgwerk_django.sync import (
     AT_ONCE,
@@ -107,6 +108,7 @@ class _Service:
         self._recovery = Recovery(using=self._using)
         self._time_to_look_aside = Every(LOOK_ASIDE)
         self._floor = Floor()
+        self._pace = scheduler._pace
         self._coming: Coming | None = None  # what the last look saw
 
     @property
@@ -132,7 +134,7 @@ class _Service:
             delay = max(delay - READY, 0)
             self._coming = Coming(next_due_at, asked + delay)
         elif delay <= 0:
-            delay = 0 if self._tick() else _held_by_another()
+            delay = 0 if self._tick() or self._pace.was_cut else _held_by_another()
         self._process.last_tick_at = now
         self._hand_over.step(waiting)
         self._care()
@@ -183,7 +185,7 @@ class _Service:
             threading.Event().wait(min(left, READY))
 
     def _tick(self) -> int:
-        return tick(using=self._using, batch_size=self._batch_size, since=self._floor.at)
+        return tick(using=self._using, batch_size=self._batch_size, since=self._floor.at, pace=self._pace)
 
     def _look_aside(self) -> None:
         """Give what was set aside another chance, and say what is left to newer code."""
@@ -216,6 +218,7 @@ class Scheduler:
         self._using = using
         self._loop: Loop | None = None
         self._stopped = False
+        self._pace = Pace()
 
     @property
     def using(self) -> str:
@@ -279,7 +282,10 @@ class Scheduler:
 
     def tick(self, batch_size: int | None = None) -> int:
         """One batch of what is due: how many schedules it handled (0: nothing was due, or others hold it)."""
-        return tick(using=self.using, batch_size=batch_size)
+        while True:  # with less, where a batch was too much for a time limit of the database
+            handled = tick(using=self.using, batch_size=batch_size, pace=self._pace)
+            if not self._pace.was_cut or self._stopped:
+                return handled
 
     def run(self, *others: Runner, batch_size: int | None = None, bell: Bell | None = None) -> None:
         """Sync, then tick until `stop()`. Runners given here (a worker) share the loop and its connection."""

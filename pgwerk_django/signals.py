@@ -24,7 +24,8 @@ logger = logging.getLogger("pgwerk_django")
 synced = Signal()  # inserted, updated, reconciled: lists of schedule names
 ticked = Signal()  # schedules, jobs, skipped, misfired (some of those): counts of one pass; milliseconds; late: the longest due, in seconds
 schedule_set_aside = Signal()  # name, error
-schedule_left_alone = Signal()  # name, why: a row of newer code, left to schedulers that understand it
+schedule_left_alone = Signal()  # name, why: a row of newer code, left to others; or one that is tried again later
+tick_cut_short = Signal()  # schedules: how many it took, error: a time limit, batch_size: how many the next one takes
 due_time_repeated = Signal()  # key: this due time was recorded before and does not run again
 schedules_paused = Signal()  # names, by, reason
 schedules_resumed = Signal()  # names, by
@@ -72,6 +73,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     ticked: ("ticked", logging.INFO),
     schedule_set_aside: ("schedule_set_aside", logging.ERROR),
     schedule_left_alone: ("schedule_left_alone", logging.WARNING),
+    tick_cut_short: ("tick_cut_short", logging.WARNING),
     due_time_repeated: ("due_time_repeated", logging.WARNING),
     schedules_paused: ("schedules_paused", logging.INFO),
     schedules_resumed: ("schedules_resumed", logging.INFO),

@@ -15,7 +15,9 @@ from psycopg.types.datetime import TimestamptzLoader
 from pgwerk_django import conf, policies, prepared, signals, spans
 from pgwerk_django.arrays import array
 from pgwerk_django.exceptions import named
-from pgwerk_django.models import Schedule, atomic, instant, recurrence_of
+from pgwerk_django.models import Schedule, atomic, instant, next_planned, recurrence_of
+from pgwerk_django.pace import Batch, Pace
+from pgwerk_django.sqlstates import Refusal, described, refusal_of
 from pgwerk_django.text import storable
 
 # All a tick reads of a schedule: the payload never leaves PostgreSQL.
@@ -69,10 +71,10 @@ class Outcome(NamedTuple):
 
     jobs: int = 0
     skipped: int = 0
-    left: int = 0
+    left: tuple[int, ...] = ()  # schedules that are as they were, by their numbers: they are due still
 
     def __add__(self, other: "Outcome") -> "Outcome":  # type: ignore[override]
-        return Outcome(*(mine + others for mine, others in zip(self, other, strict=True)))
+        return Outcome(self.jobs + other.jobs, self.skipped + other.skipped, self.left + other.left)
 
 
 def tick(
@@ -81,36 +83,76 @@ def tick(
     batch_size: int | None = None,
     now: dt.datetime | None = None,
     since: dt.datetime | None = None,
+    pace: Pace | None = None,
 ) -> int:
     """Handle up to `batch_size` schedules due by PostgreSQL's clock (in tests, at `now`) in one transaction; how many that were.
 
-    With `since` only those that were not due before it.
+    With `since` only those that were not due before it. With `pace`, which one process gives to all of its ticks, a tick that
+    the database cancels for its size raises nothing: `pace.was_cut` says so, and the next one takes less.
 
     Two halves of a schedule are due apart: a trigger makes one job beside the cadence, and the recurrence goes as it
     would have gone without it.
     """
+    batch_size = batch_size or conf.current().BATCH_SIZE
     with spans.watch.tick():
+        if pace is None:
+            return _whole_tick(Batch(batch_size), using=using, now=now, since=since)
+        batch = pace.next_batch(batch_size)
+        if batch is None:
+            return 0
         try:
-            return _tick(_write, using=using, batch_size=batch_size, now=now, since=since)
+            handled = _whole_tick(batch, using=using, now=now, since=since)
         except DatabaseError as error:
-            if not _is_a_row_to_blame(error):
+            connection = transaction.get_connection(using)
+            if refusal_of(error) not in _TOO_MUCH or connection.in_atomic_block:
                 raise
-        # Once more, from the start: to find the culprit takes savepoints, which the usual tick does without.
-        return _tick(_record, using=using, batch_size=batch_size, now=now, since=since)
+            if connection.connection is not None and connection.connection.closed:  # some limits end the session
+                connection.close()
+            _tell_of_cut(batch, pace.cut(batch), error)
+            return 0
+        pace.fitted(batch)
+        return handled
+
+
+# A lock that is held for long makes a statement too long, too: with fewer rows there are fewer locks to wait for.
+_TOO_MUCH = (Refusal.TOO_LONG, Refusal.BUSY)
+
+
+def _tell_of_cut(batch: Batch, rests: float, error: DatabaseError) -> None:
+    if rests and batch.names:
+        why = f"{described(error)}; it is tried again in {rests:g} s"
+        signals.send_now(signals.schedule_left_alone, name=batch.names[0], why=why)
+    else:
+        number = len(batch.names) or batch.limit
+        signals.send_now(
+            signals.tick_cut_short, schedules=number, error=described(error), batch_size=max(number // 2, 1)
+        )
+
+
+def _whole_tick(batch: Batch, *, using: str, now: dt.datetime | None, since: dt.datetime | None) -> int:
+    try:
+        return _tick(_write, batch, using=using, now=now, since=since)
+    except DatabaseError as error:
+        if not _is_a_row_to_blame(error):
+            raise
+    # Once more, from the start: to find the culprit takes savepoints, which the usual tick does without.
+    return _tick(_record, batch, using=using, now=now, since=since)
 
 
 def _tick(
     record: Callable[..., "Outcome"],
+    batch: Batch,
     *,
     using: str,
-    batch_size: int | None,
     now: dt.datetime | None,
     since: dt.datetime | None,
 ) -> int:
     settings = conf.current()
     started = time.perf_counter()
+    batch.forget()
     with atomic(using):
-        rows = _claim(batch_size or settings.BATCH_SIZE, using=using, now=now, since=since)
+        rows = _claim(batch.limit, using=using, now=now, since=since, only=batch.only, without=batch.without)
+        batch.took(rows)
         if not rows:
             return 0
         # In UTC, whatever the connection's zone: sums of instants in any other go by the clock on the wall.
@@ -130,25 +172,46 @@ def _tick(
             misfired=sum(planned.dropped is not None and not planned.error for planned in plans),
             late=round((now - min((each.oldest for each in plans if each.oldest), default=now)).total_seconds(), 3),
         )
-    return len(plans) - outcome.left
+    batch.left = outcome.left
+    return len(plans) - len(outcome.left)
 
 
 @functools.lru_cache(maxsize=8)
-def _claim_query(limit: int, using: str, now: dt.datetime | None, since: dt.datetime | None) -> str:
+def _claim_query(
+    limit: int,
+    using: str,
+    now: dt.datetime | None,
+    since: dt.datetime | None,
+    only: int | None = None,
+    without: tuple[int, ...] = (),
+) -> str:
     """The ORM's own text, which is always the same: to make it takes a millisecond."""
-    due = Schedule.objects.using(using).due(now, since=since).annotate(now=instant(now)).claim(limit)
+    due = Schedule.objects.using(using).due(now, since=since).annotate(now=instant(now))
+    if only is not None:
+        due = due.filter(pk=only)
+    elif without:
+        due = due.exclude(pk__in=without)
+    due = due.claim(limit)
     statement, parameters = due.values_list(*_READ).query.get_compiler(using).as_sql()
     # With all values in it, LIMIT's above all: a plan that does not know it takes it for a tenth of the table.
     connection = transaction.get_connection(using).connection
     return psycopg.ClientCursor(connection).mogrify(statement, parameters).replace("%", "%%")
 
 
-def _claim(limit: int, *, using: str, now: dt.datetime | None, since: dt.datetime | None = None) -> list[Any]:
+def _claim(
+    limit: int,
+    *,
+    using: str,
+    now: dt.datetime | None,
+    since: dt.datetime | None = None,
+    only: int | None = None,
+    without: tuple[int, ...] = (),
+) -> list[Any]:
     with transaction.get_connection(using).cursor() as cursor:
         # Django's loader is written in Python and takes 7 ms for a thousand rows; psycopg's own, in C, less than one.
         cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
-        statement = _claim_query(limit, using, now, since)
-        if now is None and since is None:
+        statement = _claim_query(limit, using, now, since, only, without)
+        if now is None and since is None and only is None and not without:
             prepared.execute(cursor, "claim", statement, {})
         else:
             cursor.execute(statement, {})
@@ -170,11 +233,10 @@ def plan(row: Any, *, now: dt.datetime, cap: int) -> Plan:
 
 
 def _plan_recurrence(planned: Plan, row: Any, now: dt.datetime, cap: int) -> None:
-    recurrence = recurrence_of(row)
     if row.replan:
-        # After the newest due time on record, should the clock have stepped back.
-        planned.next_run_at = recurrence.next_after(max(now, row.last_run_at or now))
+        planned.next_run_at = next_planned(row, now)
         return
+    recurrence = recurrence_of(row)
     if row.max_runs is not None:
         cap = min(cap, row.max_runs - row.run_count)
         if cap <= 0:
@@ -300,17 +362,23 @@ WITH plan AS MATERIALIZED (
         error = CASE WHEN plan.recurs THEN plan.error ELSE s.error END
     FROM plan
     -- As above. We hold these rows, so nobody can have moved them.
-    CROSS JOIN LATERAL (SELECT ctid AS place FROM _pgwerk_schedules WHERE id = plan.schedule_id OFFSET 0) held
+    CROSS JOIN LATERAL (
+        SELECT ctid AS place, next_run_at, triggered_at FROM _pgwerk_schedules WHERE id = plan.schedule_id OFFSET 0
+    ) held
     LEFT JOIN (
         SELECT schedule_id, count(*) AS n FROM inserted WHERE kind = 'scheduled' AND status = 'READY' GROUP BY 1
     ) fired USING (schedule_id)
     WHERE plan.is_last AND s.ctid = held.place
+    RETURNING s.id, s.next_run_at IS DISTINCT FROM held.next_run_at OR s.triggered_at IS DISTINCT FROM held.triggered_at AS moved
 )
 SELECT
     count(*) FILTER (WHERE status = 'READY'),
     count(*) FILTER (WHERE status = 'SKIPPED'),
     CASE WHEN count(*) < (SELECT count(*) FROM wanted) THEN
-        ARRAY(SELECT key FROM wanted EXCEPT SELECT key FROM inserted) ELSE '{}' END
+        ARRAY(SELECT key FROM wanted EXCEPT SELECT key FROM inserted) ELSE '{}' END,
+    -- Due still, as a trigger of the site has undone this, or refused it without a word: to come again at once would never end.
+    CASE WHEN (SELECT count(*) FROM advanced WHERE moved) < %(schedules)s THEN
+        ARRAY(SELECT schedule_id FROM plan WHERE is_last EXCEPT SELECT id FROM advanced WHERE moved) ELSE '{}' END
 FROM inserted
 """
 # A due time that is on record already is as good as never met, and to be ready for it takes PostgreSQL a tenth of the time.
@@ -332,13 +400,9 @@ def _record(plans: list[Plan], *, now: dt.datetime, using: str) -> Outcome:
     return _record(plans[:half], now=now, using=using) + _record(plans[half:], now=now, using=using)
 
 
-# SQLSTATE classes of a value refused (data, constraint, check option, limit), a trigger's RAISE, a lock held too long.
-_ROW_TO_BLAME = ("22", "23", "44", "54", "P0001", "55P03")
-
-
 def _is_a_row_to_blame(error: DatabaseError) -> bool:
     """Whether leaving a row out may help: it does not in an outage, nor for a table that is missing."""
-    return (getattr(error.__cause__, "sqlstate", None) or "").startswith(_ROW_TO_BLAME)
+    return refusal_of(error) is Refusal.BAD_VALUE
 
 
 def _write(plans: list[Plan], *, now: dt.datetime, using: str, only_new: bool = False) -> Outcome:
@@ -360,16 +424,23 @@ def _write(plans: list[Plan], *, now: dt.datetime, using: str, only_new: bool = 
         "are_last": array(are_last, usual=True),
         "now": now,
         "result_ttl": conf.current().RESULT_TTL,
+        "schedules": len(plans),
     }
     with transaction.get_connection(using).cursor() as cursor:
         if len(pks) > MOST_FOR_A_KEPT_PLAN:
             cursor.execute(statement, parameters)
         else:
             prepared.execute(cursor, "write", statement, parameters)
-        jobs, skipped, repeated = cursor.fetchone()
+        jobs, skipped, repeated, left = cursor.fetchone()
     for key in repeated:
         signals.send(signals.due_time_repeated, using=using, key=key)
-    return Outcome(jobs, skipped)
+    for planned in plans if left else ():
+        if planned.pk in left:
+            signals.send(signals.schedule_left_alone, using=using, name=planned.name, why=_UNMOVED)
+    return Outcome(jobs, skipped, tuple(left))
+
+
+_UNMOVED = "its row did not take what the tick wrote: a trigger on the table prevents it"
 
 
 def _set_aside(planned: Plan, error: DatabaseError, *, using: str) -> Outcome:
@@ -385,6 +456,6 @@ def _set_aside(planned: Plan, error: DatabaseError, *, using: str) -> Outcome:
             raise
         # Not even that can be written: the row stays as it is, and the rest of the tick stands.
         signals.send(signals.schedule_left_alone, using=using, name=planned.name, why=_message(refused))
-        return Outcome(left=1)
+        return Outcome(left=(planned.pk,))
     planned.error = message
     return Outcome()

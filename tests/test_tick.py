@@ -2,6 +2,7 @@
 
 import datetime as dt
 import threading
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from pgwerk_django import signals
 from pgwerk_django.inline import Inline
 from pgwerk_django.models import Job, Schedule
 from pgwerk_django.scheduler import Scheduler
+from pgwerk_django.tick import tick
 from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, make_due, now, reread, statuses
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -626,6 +628,52 @@ def test_a_one_off_that_was_set_aside_still_runs(scheduler: Scheduler, refusing_
     assert [job.due_at for job in jobs(row)] == [row.next_run_at]
     assert reread(row).error == ""
     assert reread(row).next_run_at is None
+
+
+STUCK = {
+    "refused without a word": "RETURN NULL",
+    "undone": "NEW.next_run_at := OLD.next_run_at; NEW.triggered_at := OLD.triggered_at; RETURN NEW",
+    "refused": "RAISE EXCEPTION 'not this one'",
+}
+
+
+@pytest.fixture(params=STUCK)
+def stuck(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A site's trigger that lets no tick advance some schedules."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            CREATE FUNCTION stuck() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {STUCK[request.param]}; END $$;
+            CREATE TRIGGER stuck BEFORE UPDATE ON _pgwerk_schedules FOR EACH ROW WHEN (OLD.name LIKE 'stuck%')
+            EXECUTE FUNCTION stuck();
+            """
+        )
+    yield request.param
+    with connection.cursor() as cursor:
+        cursor.execute("DROP FUNCTION stuck() CASCADE")
+
+
+@pytest.mark.parametrize("kind", ["scheduled", "trigger"])
+def test_a_row_that_stays_as_it_was_counts_as_not_handled(scheduler: Scheduler, stuck: str, kind: str) -> None:
+    """A tick that counted it would be followed by another at once, without end."""
+    row = make(ago=SECOND if kind == "scheduled" else -HOUR, _name="stuck")
+    if kind == "trigger":
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE _pgwerk_schedules DISABLE TRIGGER stuck")
+            cursor.execute("UPDATE _pgwerk_schedules SET triggered_at = now()")
+            cursor.execute("ALTER TABLE _pgwerk_schedules ENABLE TRIGGER stuck")
+    others = [make(ago=SECOND, _name=f"s{number}") for number in range(3)]
+    heard = []
+    signals.schedule_left_alone.connect(lambda **event: heard.append(event["name"]), weak=False, dispatch_uid="test")
+    try:
+        assert scheduler.tick() == 3
+        assert [scheduler.tick() for _ in range(20)] == [0] * 20
+    finally:
+        signals.schedule_left_alone.disconnect(dispatch_uid="test")
+    assert heard == [row.name]  # and it rests, so that the log has it once in a while
+    assert [len(jobs(other)) for other in others] == [1, 1, 1]
+    assert len(jobs(row)) == (0 if stuck == "refused" else 1)
+    assert tick(using="default") == 0
 
 
 @pytest.mark.parametrize("column", ["overlap", "misfire"])
