@@ -25,6 +25,7 @@ from django.utils.functional import SimpleLazyObject
 from pgwerk_django import spans
 from pgwerk_django.claims import FIELDS, Claim, job_of
 from pgwerk_django.exceptions import PgwerkError
+from pgwerk_django.execution import ENDS_WITHIN
 from pgwerk_django.models import Job
 
 _KEY = FIELDS.index("key")
@@ -360,12 +361,12 @@ class Children:
         return back
 
     def end(self) -> None:
-        """Kill them all, once they have sent their last spans, and wait until what they had said is reported."""
+        """End them all, in time for what is still to be written or sent, and wait until what they had said is reported."""
         for child in self:
             child.condemned = True
-            if spans.watch.patience:
-                child.hang_up()
-        ends = time.monotonic() + spans.watch.patience
+            child.hang_up()
+        # They end within `ENDS_WITHIN` by themselves, if Python can.
+        ends = time.monotonic() + spans.watch.patience + ENDS_WITHIN + 0.5
         for child in self:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(ends - time.monotonic(), 0))

@@ -5,11 +5,13 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import random
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections
@@ -37,6 +39,7 @@ LONGEST_ERROR = 50_000
 LONGEST_SUMMARY = 1000
 FIRST_BACKOFF = 10  # seconds before the second attempt, where the schedule says nothing else
 LONGEST_BACKOFF = 3600
+ENDS_WITHIN = 2.0  # seconds that a process has at its end for what is still to be written or sent
 
 
 def backoff_before(attempt: int, backoff: Any) -> float:
@@ -77,6 +80,10 @@ class Outcome:
             text = storable(text_of(error), LONGEST_ERROR)
             return cls(Status.FAILED, error=text, summary=text[:LONGEST_SUMMARY], exception=storable(class_path(error)))
 
+    def packed(self) -> dict[str, Any]:
+        """Return the fields, for `Outcome(**fields)` in another process: Python's own types, which can be read anywhere."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"status": str.__str__(self.status)}
+
     @classmethod
     def failure(cls, job: Job, error: BaseException) -> "Outcome":
         # What we raise says all there is to say; of what the job raised, the place matters too.
@@ -109,7 +116,30 @@ class Call:
         self.kwargs = kwargs
 
     def __call__(self) -> Any:
-        return self.func(*self.args, **self.kwargs)
+        """Call a plain function. Return what it returns, and end a copy of this process that returns here, too."""
+        process = os.getpid()
+        try:
+            value = self.func(*self.args, **self.kwargs)
+        except BaseException as error:
+            if os.getpid() != process:
+                end_copy(error)
+            raise
+        if os.getpid() != process:
+            end_copy(None)
+        return value
+
+    async def acall(self) -> Any:
+        """Call an async function, as `__call__` does a plain one."""
+        process = os.getpid()
+        try:
+            value = await self.func(*self.args, **self.kwargs)
+        except BaseException as error:
+            if os.getpid() != process:
+                end_copy(error)
+            raise
+        if os.getpid() != process:
+            end_copy(None)
+        return value
 
     def begin(self) -> None:
         if self.run is not None:
@@ -204,7 +234,7 @@ async def _called(call: Call, context: ThreadSensitiveContext) -> Any:
     try:
         if call.run is not None:
             await sync_to_async(call.begin)()
-        return await call()
+        return await call.acall()
     finally:
         if context in SyncToAsync.context_to_thread_executor:  # it has synchronous parts
             await sync_to_async(leave_clean)()
@@ -250,6 +280,46 @@ def leave_clean() -> None:
             connection.close_if_unusable_or_obsolete()
     if left_open:
         raise TransactionLeftOpen(left_open)
+
+
+def forget_connections() -> None:
+    """Close this thread's connections, whatever state they are in: our own clean-up after a job was cut short."""
+    for connection in connections.all(initialized_only=True):
+        with contextlib.suppress(Exception):
+            connection.close()
+        del connections[connection.alias]
+
+
+# Never closed, nor collected: either would end the session that the parent goes on with.
+_of_the_parent: list[Any] = []
+
+
+def leave_connections_to_parent() -> None:
+    """In a copy of the process, made by `os.fork()`: have the next query open a connection of the copy's own."""
+    for connection in connections.all(initialized_only=True):
+        _of_the_parent.append(connection)
+        del connections[connection.alias]
+
+
+def end_copy(error: BaseException | None) -> NoReturn:
+    """End a copy of this process, made by `os.fork()` in a job, with the exit code that Python would give it.
+
+    It must not run on as the worker's process that it is a copy of.
+    """
+    code = 1
+    try:
+        if error is None:
+            code = 0
+        elif not issubclass(type(error), SystemExit):
+            sys.stderr.write(traceback_of(error))
+        elif (asked := getattr(error, "code", None)) is None or isinstance(asked, int):
+            code = (asked or 0) & 0xFF
+        else:
+            sys.stderr.write(f"{text_of(asked)}\n")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 def is_left_open(connection: Any) -> bool:

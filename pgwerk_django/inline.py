@@ -101,7 +101,7 @@ async def _within_timeout(call: Call) -> Any:
     clock = asyncio.timeout(call.job.timeout)
     try:
         async with clock:
-            return await call()
+            return await call.acall()
     except TimeoutError:
         if clock.expired():
             raise JobTimeout(call.job.timeout) from None

@@ -62,7 +62,12 @@ class CurrentJob:
                 raise ValueError(f"{name} must be from 0 to 2**53, got {shown(value)}")
         if not isinstance(note, str):
             raise TypeError(f"note must be a string, got {shown(note)}")
-        self._report({"done": done, "total": total, "note": declared.json_value(note[:LONGEST_NOTE], "note")})
+        # Of a subclass, such as NumPy's, the value alone: the worker need not know the class.
+        self._report({
+            "done": _plain_number(done),
+            "total": None if total is None else _plain_number(total),
+            "note": declared.json_value(note[:LONGEST_NOTE], "note"),
+        })  # fmt: skip
 
     def clock(self) -> dt.datetime:
         """The instant at which a test has it run, else what this host takes for now."""
@@ -76,6 +81,10 @@ class CurrentJob:
     def ask_to_stop(self) -> None:
         """The worker's side of `cancelled`."""
         self._cancelled = True
+
+
+def _plain_number(value: float) -> float:
+    return int.__int__(value) if isinstance(value, int) else float.__float__(value)
 
 
 def current_job() -> CurrentJob | None:

@@ -251,7 +251,7 @@ class Worker:
             except queue.Empty:
                 return
             if word == "done":
-                self._ended(key, value)
+                self._ended(key, Outcome(**value))
             elif word == "progress":
                 self._progress[key] = json.dumps(value)
             elif word == "late" and key in self._held:
