@@ -4,12 +4,16 @@ import contextlib
 import datetime as dt
 import json
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.staticfiles.handlers import StaticFilesHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.db import connections
 from django.db.models.functions import Now
 from django.test import Client
@@ -88,9 +92,29 @@ class Browser:
 
 
 @pytest.fixture
-def anna(driver: Any, live_server: Any, settings: Any) -> Iterator[Browser]:
+def more_middleware(live_server: Any, settings: Any) -> Iterator[Any]:
+    """A function that adds one. The server has read the setting long before a test changes it, so it is given a new handler."""
+    server = live_server.thread.httpd
+    before = server.get_app()
+
+    def add(path: str) -> None:
+        settings.MIDDLEWARE = [*settings.MIDDLEWARE, path]
+        server.set_app(StaticFilesHandler(WSGIHandler()))
+
+    yield add
+    server.set_app(before)
+
+
+def policy_of(live_server: Any) -> str:
+    with urllib.request.urlopen(f"{live_server.url}/admin/login/") as response:
+        return str(response.headers["Content-Security-Policy"])
+
+
+@pytest.fixture
+def anna(driver: Any, live_server: Any, more_middleware: Any) -> Iterator[Browser]:
     """An administrator, whose browser is told to obey a strict Content-Security-Policy."""
-    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "tests.test_admin_browser.strict"]
+    more_middleware("tests.test_admin_browser.strict")
+    assert policy_of(live_server).startswith("default-src 'self'")
     browser = Browser(driver, live_server.url)
     browser.log_in(User.objects.create_superuser("anna"))
     browser.complaints()
@@ -352,3 +376,87 @@ def test_right_to_left(anna: Browser, full: dict[str, str], settings: Any) -> No
         anna.open(url)
         assert anna.run("document.documentElement.dir") == "rtl"
         assert anna.run("document.documentElement.scrollWidth") <= WIDE[0], name
+
+
+# -- a policy with nonces alone: Django's own pages have them since 6.1
+
+
+WATCH = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => {
+    window.violations.push(`${event.violatedDirective}: ${event.blockedURI} ${event.sourceFile}:${event.lineNumber} ${event.sample}`);
+});
+"""
+POLICIES = {
+    "self": {"default-src": ["'self'"], "img-src": ["'self'", "data:"]},
+    "nonces": {
+        "default-src": ["'self'"], "img-src": ["'self'", "data:"], "script-src": ["<CSP_NONCE_SENTINEL>"],
+        "style-src": ["<CSP_NONCE_SENTINEL>"],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def watched(driver: Any, live_server: Any, settings: Any, more_middleware: Any) -> Iterator[Browser]:
+    """A browser that notes each violation of the policy from the first line of a page on."""
+    more_middleware("django.middleware.csp.ContentSecurityPolicyMiddleware")
+    template = settings.TEMPLATES[0]
+    processors = [*template["OPTIONS"]["context_processors"], "django.template.context_processors.csp"]
+    settings.TEMPLATES = [{**template, "OPTIONS": {"context_processors": processors}}]
+    browser = Browser(driver, live_server.url)
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
+    browser.log_in(User.objects.create_superuser("anna"))
+    chromium.resize(driver, *WIDE)
+    yield browser
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+    browser.complaints()
+    driver.get("about:blank")
+    driver.delete_all_cookies()
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="before 6.1 Django's own admin pages have no nonces")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_page_violates_a_content_security_policy(
+    watched: Browser, live_server: Any, full: dict[str, str], settings: Any, policy: str
+) -> None:
+    settings.SECURE_CSP = POLICIES[policy]
+    assert ("'nonce-" in policy_of(live_server)) == (policy == "nonces")
+    found = {}
+
+    def note(name: str) -> None:
+        if violations := watched.run("window.violations"):
+            found[name] = violations
+
+    for name, url in full.items():
+        watched.open(url)
+        note(name)
+        if name == "overview":
+            assert watched.all(".pgwerk-refresh button")  # its script has run
+            assert watched.run("getComputedStyle(document.querySelector('.pgwerk-tiles')).display") != "block"
+        if name == "add":
+            watched.find("[name=cron]").send_keys("0 9 * * mon-fri")
+            wait_until(lambda: "At 09:00 on weekdays" in watched.text)
+            note("preview")
+    asked = {
+        LIST: ("pause", "resume", "trigger"),
+        "/admin/pgwerk_django/job/": ("cancel", "retry"),
+        "/admin/pgwerk_django/queue/": ("pause",),
+    }
+    for url, actions in asked.items():
+        for action in actions:
+            watched.open(url)
+            watched.driver.execute_script(
+                "const form = document.querySelector('#changelist-form');"
+                "form.insertAdjacentHTML('beforeend', '<input name=reason><input name=post value=yes>');"
+                "form.querySelector('[name=reason]').value = 'x'.repeat(600);"  # too long: asked again
+                "form.querySelector('input.action-select').checked = true;"
+                "form.querySelector('[name=action]').value = arguments[0]; form.submit()",
+                action,
+            )
+            watched.sees("No, take me back")
+            note(f"{url} {action}")
+            assert (
+                watched.run("getComputedStyle(document.querySelector('.pgwerk-confirm input[type=text]')).boxSizing")
+                == "border-box"
+            )
+    assert found == {}

@@ -13,13 +13,15 @@ from django.contrib.admin.options import get_content_type_for_model
 from django.contrib.auth import get_permission_codename
 from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
 from django.db.models import Q
+from django.forms.widgets import Script
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils import translation
+from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django.admin.forms import ReasonForm
-from pgwerk_django.admin.pages import MOST_LISTED, Page, and_more
+from pgwerk_django.admin.pages import MOST_LISTED, TOOLS_ARE_BESIDE_THE_HEADING, Page, and_more
 from pgwerk_django.models import atomic
 
 
@@ -95,6 +97,7 @@ class ActingPage(Page):
             "action_url": self.url(self.model, "changelist"),
             "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             "seen": newest or 0,
+            "is_on_top": TOOLS_ARE_BESIDE_THE_HEADING,
         }
 
     def _back_to_the_page(self, request: HttpRequest) -> HttpResponse | None:
@@ -111,11 +114,13 @@ class ActingPage(Page):
         # All of ten thousand are sent as "all", not by their numbers: a form may have only so many fields.
         selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         context = {
-            **self.admin_site.each_context(request),
-            "title": action.title,
-            "subtitle": None,
-            "opts": self.opts,
-            "media": self.media,
+            **self.own_page(
+                request,
+                title=action.title,
+                below=[(self.url(self.model, "changelist"), capfirst(self.opts.verbose_name_plural))],
+                css=["admin/css/forms.css"],
+                js=[Script("admin/js/cancel.js", **{"async": True})],
+            ),
             "form": form,
             "action": action,
             "question": action.question(count) % {"count": count},
@@ -126,7 +131,6 @@ class ActingPage(Page):
             "from_page": "_page" in request.POST,
             "seen": request.POST.get("seen", ""),
         }
-        request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/pgwerk_django/action_confirmation.html", context)
 
 

@@ -31,6 +31,7 @@ from pgwerk_django.admin.display import (
     zone_of,
 )
 from pgwerk_django.admin.forms import is_admitted
+from pgwerk_django.admin.pages import TOOLS_ARE_BESIDE_THE_HEADING
 from pgwerk_django.admin.words import rule_in_words
 from pgwerk_django.exceptions import text_of
 from pgwerk_django.history import STRIP, Run, is_failing, last_runs
@@ -60,6 +61,7 @@ def page(model_admin: Any, request: HttpRequest, row: Any) -> dict[str, Any]:
         "seen": entries[0].pk if entries else 0,
         "action_url": model_admin.url(Schedule, "changelist"),
         "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+        "is_on_top": TOOLS_ARE_BESIDE_THE_HEADING,
         "may_pause": model_admin.has_pause_permission(request),
         "may_trigger": model_admin.has_trigger_permission(request),
         "is_codes": is_codes,

@@ -12,6 +12,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
 from django.db.models import Case, Q, Value, When
 from django.db.models.functions import Now
+from django.forms.widgets import Script
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import path
@@ -103,18 +104,17 @@ class OverviewAdmin(Page):
             raise PermissionDenied
         asked = request.GET.get("span", "")
         context = {
-            **self.admin_site.each_context(request),
-            "title": gettext("Overview"),
-            "subtitle": None,
-            "opts": self.opts,
-            "app_name": apps.get_app_config(self.opts.app_label).verbose_name,
-            "media": self.media,
+            **self.own_page(
+                request,
+                title=gettext("Overview"),
+                css=["admin/css/changelists.css"],
+                js=[Script("pgwerk_django/overview.js", defer=True)],
+            ),
             "span": asked if asked in SPANS else SPAN,
             "spans": list(SPANS),
             "refresh": REFRESH,
             **self._parts(request, asked if asked in SPANS else SPAN),
         }
-        request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/pgwerk_django/overview/overview.html", context)
 
     def _parts(self, request: HttpRequest, asked: str) -> dict[str, Any]:

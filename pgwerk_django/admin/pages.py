@@ -1,10 +1,12 @@
 """What the three pages share: our database, PostgreSQL's clock, links that stay on the site, deletions that count."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import django
 from django import forms
+from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import quote, unquote
@@ -25,6 +27,8 @@ from pgwerk_django import conf
 from pgwerk_django.admin.display import EMPTY, json_text, shown_json
 from pgwerk_django.masking import masked, masked_args
 
+# Since Django 6.1 the block `object-tools` is in a row with the heading, and breadcrumbs are a list.
+TOOLS_ARE_BESIDE_THE_HEADING = BREADCRUMBS_ARE_A_LIST = django.VERSION >= (6, 1)
 MOST_LISTED = 100  # rows that a confirmation page names
 # What a query string may ask of a column that it may name at all. No patterns: an invalid one is an error of PostgreSQL.
 LOOKUPS = ("exact", "in", "isnull", "gt", "gte", "lt", "lte")
@@ -157,6 +161,29 @@ class Page(admin.ModelAdmin):  # type: ignore[type-arg]  # at run time Django's 
         name = f"admin:{model._meta.app_label}_{model._meta.model_name}_{view}"
         return reverse(name, args=[quote(arg) for arg in args], current_app=self.admin_site.name)
 
+    def own_page(
+        self,
+        request: HttpRequest,
+        *,
+        title: Any,
+        below: Sequence[tuple[str, Any]] = (),
+        css: Sequence[str] = (),
+        js: Sequence[Any] = (),
+    ) -> dict[str, Any]:
+        """The context of a page that is none of Django's: its title, its links to the pages above it, its style and scripts."""
+        request.current_app = self.admin_site.name  # Django's own way to say it
+        app = apps.get_app_config(self.opts.app_label)
+        app_list = reverse("admin:app_list", args=[app.label], current_app=self.admin_site.name)
+        return {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "subtitle": None,
+            "opts": self.opts,
+            "media": _with_nonce(forms.Media(css={"all": list(css)}) + self.media + forms.Media(js=list(js)), request),
+            "breadcrumbs": [(app_list, app.verbose_name), *below],
+            "breadcrumbs_are_a_list": BREADCRUMBS_ARE_A_LIST,
+        }
+
     def link(self, text: Any, model: type[models.Model], pk: Any) -> Any:
         url = self.url(model, "change", pk)
         return format_html('<a href="{}">{}</a>', url, text) if url else text
@@ -170,6 +197,19 @@ class ReadOnlyPage(Page):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+def _with_nonce(media: forms.Media, request: HttpRequest) -> str:
+    """Style and scripts as HTML, with the nonce of Django's Content-Security-Policy where the site has one.
+
+    Django's own pages have nonces since Django 6.1.
+    """
+    if django.VERSION < (6, 1):
+        return media.render()
+    from django.middleware.csp import get_nonce
+
+    nonce = get_nonce(request)
+    return media.render(attrs=None if nonce is None else {"nonce": nonce})
 
 
 def and_more(listed: list[str], count: int) -> list[str]:
