@@ -132,7 +132,9 @@ WITH RECURSIVE turn AS MATERIALIZED (
                 AND status = 'READY' AND {WAITS_FOR_TOO_LONG} LIMIT 1
         ) IS NULL
         OR kind = 'failing' AND error = '' AND CASE WHEN job_key = '' THEN {_JUDGED} ELSE
-            decided.status IS NULL OR decided.status = 'SUCCESSFUL' AND decided.finished_at > since END
+            -- A failure that lies ahead is from when PostgreSQL's clock was ahead.
+            decided.status IS NULL
+            OR decided.status = 'SUCCESSFUL' AND (decided.finished_at > since OR since > statement_timestamp()) END
     )
 ), ended AS (
     UPDATE _pgwerk_alerts alert SET ended_at = statement_timestamp(), news = news OR told AND %(mail)s
@@ -146,7 +148,8 @@ UNION ALL
 -- Not what this very statement writes: that is gathered first.
 SELECT NULL, '', '', '', '', NULL::timestamptz, NULL::timestamptz WHERE %(mail)s AND EXISTS (
     SELECT FROM _pgwerk_alerts
-    WHERE news AND coalesce(ended_at, noticed_at) < statement_timestamp() - interval '{GATHER} seconds'
+    WHERE news AND coalesce(ended_at, noticed_at) NOT BETWEEN
+        statement_timestamp() - interval '{GATHER} seconds' AND statement_timestamp() + interval '{GATHER} seconds'
 )
 """  # noqa: S608  our own text
 
@@ -231,6 +234,7 @@ def take_news(*, using: str) -> list[News]:
             WHERE alert.id = before.id AND NOT EXISTS (
                 SELECT FROM _pgwerk_alerts
                 WHERE mailed_at > statement_timestamp() - interval '{MAIL_EVERY} seconds'
+                    AND mailed_at < statement_timestamp() + interval '{MAIL_EVERY} seconds'
             )
             RETURNING schedule_name, kind, why, since, ended_at, before.mailed_at IS NOT NULL
             """  # noqa: S608  a number of ours

@@ -156,7 +156,7 @@ SELECT found.target, waiting.* FROM (
 
 _PROCESSES = f"""
 SELECT role, queues, extract(epoch FROM statement_timestamp() - last_tick_at)::float8 FROM _pgwerk_processes
-WHERE heartbeat_at >= statement_timestamp() - %s LIMIT {MOST_PROCESSES}
+WHERE heartbeat_at BETWEEN statement_timestamp() - %s AND statement_timestamp() + %s LIMIT {MOST_PROCESSES}
 """  # noqa: S608
 
 
@@ -218,7 +218,7 @@ def _schedules(connection: "psycopg.Connection[Any]") -> Iterable[Reading]:
 
 
 def _jobs(connection: "psycopg.Connection[Any]") -> Iterable[Reading]:
-    processes = connection.execute(_PROCESSES, [SILENT_AFTER]).fetchall()
+    processes = connection.execute(_PROCESSES, [SILENT_AFTER, SILENT_AFTER]).fetchall()
     for role in ("scheduler", "worker"):
         yield Reading(PROCESSES, (role,), sum(process[0] == role for process in processes))
     if ages := [age for role, _, age in processes if role == "scheduler" and age is not None]:

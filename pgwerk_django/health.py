@@ -125,7 +125,8 @@ class ProcessSeen(NamedTuple):
 
     @property
     def lives(self) -> bool:
-        return self.heartbeat_age <= SILENT_AFTER.total_seconds()
+        # A heartbeat that lies ahead is from when PostgreSQL's clock was ahead: who lives has written another since.
+        return abs(self.heartbeat_age) <= SILENT_AFTER.total_seconds()
 
     @property
     def longest_tick_age(self) -> float:
@@ -138,7 +139,7 @@ class ProcessSeen(NamedTuple):
 
     @property
     def ticks(self) -> bool:
-        return self.tick_age is not None and self.tick_age <= self.longest_tick_age
+        return self.tick_age is not None and abs(self.tick_age) <= self.longest_tick_age
 
     @property
     def is_stuck(self) -> bool:
@@ -194,6 +195,8 @@ class Schedules(NamedTuple):
     set_aside_names: list[str]
     failing: int
     failing_names: list[str]
+    ahead: int  # whose last run lies ahead of PostgreSQL's clock, among those that are due next
+    ahead_names: list[str]
 
 
 @dataclass(slots=True)
@@ -317,7 +320,15 @@ def _names(column: str, rows: str) -> str:
 _SCHEDULES = f"""
 SELECT statement_timestamp(), (SELECT count(*) FROM _pgwerk_jobs WHERE status = 'RUNNING'),
     {_count(_LATE)}, {_names("name", _LATE)}, (SELECT {_DUE_AGE} FROM {_LATE} LIMIT 1), (SELECT {_DUE_AGE} FROM {_DUE} LIMIT 1),
-    {_count(_SET_ASIDE)}, {_names("name", _SET_ASIDE)}, {_count(_FAILING)}, {_names("schedule_name", _FAILING)}
+    {_count(_SET_ASIDE)}, {_names("name", _SET_ASIDE)}, {_count(_FAILING)}, {_names("schedule_name", _FAILING)},
+    ahead.number, ahead.names
+FROM (
+    -- Whatever was due while the clock was ahead is due next when it has come again, so it is among the first.
+    SELECT count(*) AS number, coalesce((array_agg(name))[1:{MOST_LISTED}], '{{}}') AS names FROM (
+        SELECT name, last_run_at FROM _pgwerk_schedules WHERE {MAY_RUN_SQL} AND {DUE} > statement_timestamp()
+        ORDER BY {DUE} LIMIT {MOST_COUNTED}
+    ) AS following WHERE last_run_at > statement_timestamp() + %(late_after)s * interval '1 second'
+) AS ahead
 """  # noqa: S608
 
 _QUEUES = f"""
@@ -374,6 +385,11 @@ def _of_schedulers(seen: Seen) -> Iterator[Finding]:
         names = _listed(late, seen.schedules.late_names)
         told = f"due for longer than its grace, and taken by no scheduler: {names}"
         yield Finding("late", f"{told}; the first for {seen.schedules.late_age:g} s")
+
+    if ahead := seen.schedules.ahead:
+        names = _listed(ahead, seen.schedules.ahead_names)
+        told = f"the last run lies ahead of PostgreSQL's clock, which must have been ahead, and nothing runs until then: {names}"
+        yield Finding("ahead", f"{told}; a pause and a resume start a schedule anew (docs/operations.md, Clocks)")
 
 
 def _of_workers(seen: Seen, longest_wait: float, *, asked: bool) -> Iterator[Finding]:

@@ -1,10 +1,12 @@
 """The tables: schedules, jobs, processes; and every change of state, each one a guarded UPDATE."""
 
+import contextlib
 import functools
 import os
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -29,6 +31,7 @@ HEARTBEAT = timedelta(seconds=10)
 SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
 DEAD_AFTER = timedelta(minutes=5)  # its row is deleted
 ALERTS_KEPT = timedelta(days=7)  # once they are over
+ROWS_AT_ONCE = 1_000  # in one statement: a time limit of the role must not be too short for it
 MOST_COUNTED = 10_000  # jobs of a queue: who has more need not know how many
 UNREADABLE = "this JSON cannot be read here"
 SYNC = "sync"  # `paused_by` of a pause that code may lift again
@@ -248,9 +251,13 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
     def retry_set_aside(self) -> int:
         """Plan anew what was set aside with an error: the reason may have been this host's time zone data, or old code."""
         aside = self.exclude(error="")
-        # First those that no rule could plan: their due time is the one they were given.
-        one_offs = aside.filter(cron="", interval=None).update(error="", next_run_at=F("anchor_at"))
-        return one_offs + aside.update(error="", replan=True, next_run_at=Now())
+        number = 0
+        for pks in _batches(list(aside.values_list("pk", flat=True))):
+            rows = aside.filter(pk__in=pks)
+            # First those that no rule could plan: their due time is the one they were given.
+            number += rows.filter(cron="", interval=None).update(error="", next_run_at=F("anchor_at"))
+            number += rows.update(error="", replan=True, next_run_at=Now())
+        return number
 
     def from_newer_code(self) -> Self:
         """Rows whose policies this version does not know: a tick leaves them to schedulers that do."""
@@ -282,55 +289,86 @@ class ScheduleQuerySet(models.QuerySet["Schedule"]):
         return self._pause(Q(paused=False), reason=reason, by=SYNC)
 
     def _pause(self, condition: Q, *, reason: str, by: str) -> int:
-        with self._locked(condition) as (rows, names):
-            rows.update(paused=True, paused_at=Coalesce("paused_at", Now()), paused_by=by, pause_reason=reason)
+        with self._locked(condition) as (batches, names):
+            for rows in batches:
+                rows.update(paused=True, paused_at=Coalesce("paused_at", Now()), paused_by=by, pause_reason=reason)
             return self._tell(signals.schedules_paused, names, by=by, reason=reason)
 
     def resume(self, by: str = "") -> int:
-        """Fire again, planned from now (by the re-plan trigger): due times in the pause are not misfires."""
+        """Fire again, planned from now: due times in the pause are not misfires. A next run that is still to come stays.
+
+        Also from now where the last run lies ahead of PostgreSQL's clock, which must have been ahead. A row whose rule cannot
+        be read is left to the next tick, which sets it aside.
+        """
         person(by)
-        with self._locked(Q(paused=True)) as (rows, names):
-            rows.update(**UNPAUSED)
+        with self._locked(Q(paused=True)) as (batches, names):
+            for rows in batches:
+                rows.update(**UNPAUSED)  # the re-plan trigger marks what is to be planned anew
+                rows._plan_anew()
             return self._tell(signals.schedules_resumed, names, by=by)
+
+    def _plan_anew(self) -> None:
+        """Do at once what the next tick would do for those of these rows, which the caller has locked, that wait for a plan."""
+        now = database_now(self.db)
+        pks, planned = [], []
+        for row in self.filter(replan=True).values_list("pk", *_RULE, named=True):
+            with contextlib.suppress(Exception):  # whatever a row holds, the others are planned
+                planned.append(next_planned(row, now))
+                pks.append(row.pk)
+        if pks:
+            with transaction.get_connection(self.db).cursor() as cursor:
+                cursor.execute(_PLAN, [pks, planned])
 
     def trigger(self, by: str = "") -> int:
         """Ask for one extra run now, beside the cadence. Asked again before a tick came, it is still one run."""
         person(by)
-        with self._locked(Q()) as (rows, names):
-            rows.update(triggered_at=Coalesce("triggered_at", Now()), triggered_by=by)
+        with self._locked(Q()) as (batches, names):
+            for rows in batches:
+                rows.update(triggered_at=Coalesce("triggered_at", Now()), triggered_by=by)
             return self._tell(signals.schedules_triggered, names, by=by)
 
     def delete(self) -> tuple[int, dict[str, int]]:
         """Delete the schedules; their waiting jobs become CANCELLED, their history stays."""
-        with self._locked(Q()) as (rows, names):
-            # By their numbers: of a subquery the planner cannot tell how few they are.
-            pks = list(rows.values_list("pk", flat=True))
-            Job.objects.using(self.db).open().filter(schedule__in=pks, status=Status.READY).update(
-                status=Status.CANCELLED,
-                reason="schedule deleted",
-                finished_at=Now(),
-                expires_at=expiry("failure_ttl", conf.current().FAILURE_TTL),
-            )
-            deleted = super(ScheduleQuerySet, rows).delete()
+        deleted: Counter[str] = Counter()
+        with self._locked(Q()) as (batches, names):
+            for rows in batches:
+                # By their numbers: of a subquery the planner cannot tell how few they are.
+                pks = list(rows.values_list("pk", flat=True))
+                # A trigger on the table would do this, too; it does not know the settings.
+                Job.objects.using(self.db).open().filter(schedule__in=pks, status=Status.READY).update(
+                    status=Status.CANCELLED,
+                    reason="schedule deleted",
+                    finished_at=Now(),
+                    expires_at=expiry("failure_ttl", conf.current().FAILURE_TTL),
+                )
+                deleted.update(super(ScheduleQuerySet, rows).delete()[1])
             self._tell(signals.schedules_deleted, names)
-        return deleted
+        return deleted.total(), dict(deleted)
 
     delete.alters_data = True  # type: ignore[attr-defined]
     delete.queryset_only = True  # type: ignore[attr-defined]
 
     @contextmanager
-    def _locked(self, condition: Q) -> "Iterator[tuple[ScheduleQuerySet, list[str]]]":
-        """Lock in name order, as sync does: two people and a deploy at once cannot deadlock."""
+    def _locked(self, condition: Q) -> "Iterator[tuple[list[ScheduleQuerySet], list[str]]]":
+        """Lock in name order, as sync does: two people and a deploy at once cannot deadlock. In batches, and all names.
+
+        The lock comes first, in a statement of its own: an UPDATE that waits knows only the time at which it began to wait.
+        """
         with atomic(self.db):
             everything = ScheduleQuerySet(self.model, using=self.db)
             asked = everything.filter(condition, pk__in=self.values("pk")).order_by("name")
             locked = dict(asked.select_for_update(no_key=True).values_list("pk", "name"))
-            yield everything.filter(pk__in=list(locked)), list(locked.values())
+            yield [everything.filter(pk__in=pks) for pks in _batches(list(locked))], list(locked.values())
 
     def _tell(self, signal: Any, names: list[str], **event: str) -> int:
         if names:
             signals.send(signal, using=self.db, names=names, **event)
         return len(names)
+
+
+def _batches(pks: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(pks), ROWS_AT_ONCE):
+        yield pks[start : start + ROWS_AT_ONCE]
 
 
 def _seconds(*, minimum: int = 0, maximum: int = 2**31 - 1, **options: Any) -> "models.IntegerField[Any, Any]":
@@ -515,8 +553,12 @@ class Schedule(models.Model):
             return []
         remaining = n if self.max_runs is None else min(n, self.max_runs - self.run_count)
         planned = [] if self.replan else [self.next_run_at]
-        after = now if self.replan else self.next_run_at
+        after = max(now, self.last_run_at or now) if self.replan else self.next_run_at
         return [*planned, *self.recurrence.upcoming(after, n)][: max(remaining, 0)]
+
+    def next_run(self, now: datetime) -> datetime | None:
+        """Return `next_run_at`, or what the next tick will plan where it waits for that. Raises `ValueError` for a rule nobody can read."""
+        return next_planned(self, now) if self.replan and not self.error else self.next_run_at
 
     def state(self, now: datetime, *, failing: bool = False) -> State:
         """`failing` is what its jobs say: the newest one that succeeded or failed has failed."""
@@ -551,6 +593,14 @@ def recurrence_of(row: Any) -> Recurrence:
     if starts_at is None and row.ends_at is None:
         return recurrence
     return Window(recurrence, starts_at, row.ends_at)
+
+
+# What a row is planned by.
+_RULE = ("cron", "interval", "timezone", "anchor_at", "created_at", "starts_at", "ends_at", "max_runs", "run_count", "last_run_at")  # fmt: skip
+_PLAN = """
+UPDATE _pgwerk_schedules SET next_run_at = plan.next_run_at, replan = false
+FROM unnest(%s::bigint[], %s::timestamptz[]) AS plan (id, next_run_at) WHERE _pgwerk_schedules.id = plan.id
+"""
 
 
 def next_planned(row: Any, now: datetime) -> datetime | None:
@@ -986,8 +1036,12 @@ class Alert(models.Model):
 
 class ProcessQuerySet(models.QuerySet["Process"]):
     def delete_dead(self) -> int:
-        """Rows of processes that ended without saying so. One that was only frozen writes its row again."""
-        return self.filter(heartbeat_at__lt=Now() - DEAD_AFTER).delete()[0]
+        """Rows of processes that ended without saying so. One that was only frozen writes its row again.
+
+        Also rows that lie ahead: PostgreSQL's clock was ahead, and what lives writes its row anew.
+        """
+        dead = Q(heartbeat_at__lt=Now() - DEAD_AFTER) | Q(heartbeat_at__gt=Now() + DEAD_AFTER)
+        return self.filter(dead).delete()[0]
 
 
 class Process(models.Model):

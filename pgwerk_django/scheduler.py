@@ -379,6 +379,10 @@ class Scheduler:
                 name=definition.name, defaults=_as_new(definition, now, first_due_at)
             )
             if not created:
+                now = database_now(
+                    self.using
+                )  # once more: it may have waited for the row, and a due time may have passed
+                first_due_at = first(now) if first else None
                 changes = declared.differences(definition.columns, row.definition)
                 if options.get("_name") is None:
                     tell_if_replaced(row, definition, changes, using=self.using)

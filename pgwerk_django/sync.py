@@ -17,7 +17,17 @@ from pgwerk_django.exceptions import shown
 from pgwerk_django.housekeeping import HOUSEKEEPING
 from pgwerk_django.loop import Every
 from pgwerk_django.masking import call_text
-from pgwerk_django.models import SYNC, UNPAUSED, Origin, Process, Schedule, ScheduleQuerySet, atomic, database_now
+from pgwerk_django.models import (
+    ROWS_AT_ONCE,
+    SYNC,
+    UNPAUSED,
+    Origin,
+    Process,
+    Schedule,
+    ScheduleQuerySet,
+    atomic,
+    database_now,
+)
 from pgwerk_django.registry import Definition, Registry, differences
 from pgwerk_django.targets.base import is_removed
 
@@ -125,9 +135,8 @@ def _synchronise(
         undeclared = _orphans(names, on_unregistered, using)
         orphans = _past_grace(undeclared, grace, abandoned)
         found = _difference(definitions, orphans, using)
-        now = now or database_now(using)
         new = set(found.inserted)
-        _insert([d for d in definitions if d.name in new], now=now, using=using)
+        _insert([d for d in definitions if d.name in new], now=now or database_now(using), using=using)
         _update([d for d in definitions if d.name in found.updated], now=now, using=using)
         _refresh(names, after=REFRESH, using=using)
         _reconcile(orphans, found.reconciled, on_unregistered, using)
@@ -244,16 +253,18 @@ def _insert(definitions: Iterable[Definition], *, now: dt.datetime, using: str) 
         row.next_run_at = row.recurrence.next_after(now)
         rows.append(row)
     # Another program may make a row of that name at this moment: then it stands, and the next sync compares it.
-    Schedule.objects.using(using).bulk_create(rows, ignore_conflicts=True)
+    Schedule.objects.using(using).bulk_create(rows, ignore_conflicts=True, batch_size=ROWS_AT_ONCE)
 
 
-def _update(definitions: Sequence[Definition], *, now: dt.datetime, using: str) -> None:
+def _update(definitions: Sequence[Definition], *, now: dt.datetime | None, using: str) -> None:
     locked = _rows(
         Schedule.objects.using(using)
         .filter(name__in=[definition.name for definition in definitions])
         .order_by("name")
         .select_for_update(no_key=True)
     )
+    # Not before: to lock them may have taken a while, and a due time that passed meanwhile is not lost.
+    now = now or database_now(using)
     for definition in definitions:
         if row := locked.get(definition.name):
             changes = _changes(row, definition)
@@ -284,7 +295,10 @@ def tell_if_replaced(row: Schedule, definition: Definition, changes: Mapping[str
 def _refresh(names: Sequence[str], *, after: dt.timedelta, using: str) -> None:
     """Note that code still declares these, once in so long: many hosts starting at once write it once."""
     stale = Q(last_registered_at=None) | Q(last_registered_at__lt=Now() - after)
-    rows = Schedule.objects.using(using).filter(stale, name__in=names, origin=Origin.CODE)
+    # What lies ahead is from when PostgreSQL's clock was ahead: also what this process does not declare counts from now.
+    rows = Schedule.objects.using(using).filter(
+        stale & Q(name__in=names) | Q(last_registered_at__gt=Now() + REFRESH), origin=Origin.CODE
+    )
     with transaction.atomic(using=using):
         # A row that a tick holds just now is noted next time.
         pks = rows.order_by("name").select_for_update(skip_locked=True, no_key=True).values_list("pk", flat=True)

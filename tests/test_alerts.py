@@ -219,6 +219,20 @@ def test_the_alerts_of_a_deleted_schedule_end_in_silence(scheduler: Scheduler) -
     assert not Alert.objects.filter(ended_at=None).exists()
 
 
+def test_an_alert_that_lies_ahead_of_the_clock_ends_and_holds_up_no_mail(settings: Any) -> None:
+    """What PostgreSQL's clock has left that was ahead for a moment."""
+    settings.PGWERK = {**settings.PGWERK, "MAIL_ADMINS": True} if hasattr(settings, "PGWERK") else {"MAIL_ADMINS": True}
+    row = make(_name="x", ago=-HOUR)
+    ended(row, "FAILED", ago=MINUTE)
+    assert look() == [("x", "failing")]
+    ahead = now() + 24 * HOUR
+    Alert.objects.update(since=ahead, noticed_at=ahead, mailed_at=ahead)
+    assert alerts.look(using="default")[1]  # a mail is due
+    assert [each.name for each in alerts.take_news(using="default")] == ["x"]
+    ended(row, "SUCCESSFUL", ago=SECOND)
+    assert look() == [("x", "recovered")]
+
+
 def test_alerts_that_are_long_over_are_deleted() -> None:
     for days in (6, 8):
         Alert.objects.create(kind="late", schedule_name="x", ended_at=now() - dt.timedelta(days=days))

@@ -220,6 +220,41 @@ def test_the_exit_code_and_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert probe(capsys, "--late-after=86400")[0] == 0
 
 
+def test_it_is_red_while_last_runs_lie_ahead_of_the_clock() -> None:
+    """PostgreSQL's clock was ahead for a moment: nothing is late, and nothing runs."""
+    process("scheduler")
+    process("worker")
+    for number in range(7):
+        make(_name=f"s{number}", ago=-HOUR)
+    make(_name="well", ago=-MINUTE)
+    Schedule.objects.filter(name="well").update(last_run_at=now() + SECOND)  # a small step is nobody's business
+    assert judged().status == "green"
+    Schedule.objects.exclude(name="well").update(last_run_at=now() + HOUR, next_run_at=now() + 2 * HOUR)
+    found = judged()
+    assert (found.status, checks(found.problems)) == ("red", ["ahead"])
+    assert "s0, s1, s2, s3, s4 and 2 more" in found.problems[0].message
+    assert found.figures["schedules"]["ahead"] == 7
+    assert checks(judged(role="worker").problems) == []
+    Schedule.objects.all().pause()
+    assert judged().status == "green"
+    Schedule.objects.all().resume()
+    assert judged().status == "green"
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_a_heartbeat_that_lies_ahead_is_no_sign_of_life(role: str) -> None:
+    """A process that died while the clock was ahead would live until then."""
+    process("scheduler")
+    process("worker")
+    Process.objects.filter(role=role).update(heartbeat_at=now() + HOUR, last_tick_at=now() + HOUR)
+    found = judged(role=role)
+    assert found.status == "red"
+    assert checks(found.warnings)[-1] == "silent"
+    assert health.judge_here(using="default", role=role).status == "red"
+    assert Process.objects.all().delete_dead() == 1
+    assert not Process.objects.filter(role=role).exists()
+
+
 SCHEMA = {
     "status": str,
     "problems": list,
@@ -237,6 +272,8 @@ SCHEMA = {
             "set_aside_names": list,
             "failing": int,
             "failing_names": list,
+            "ahead": int,
+            "ahead_names": list,
         },
         "jobs": {"waiting": int, "running": int},
         "queues": [{"name": str, "waiting": int, "oldest_age": float, "paused": bool, "workers": int}],

@@ -11,6 +11,7 @@ from django.core.management import call_command
 from django.db import connections
 
 from pgwerk_django import schedule, signals, sync
+from pgwerk_django.importers import import_text, json_file
 from pgwerk_django.models import Job, Origin, Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.scheduler import Scheduler
@@ -39,6 +40,116 @@ def test_a_declaration_becomes_a_planned_row(scheduler: Scheduler) -> None:
     assert row.next_run_at == row.anchor_at + HOUR
     assert row.last_registered_at is not None
     assert not row.replan
+
+
+def move_in() -> None:
+    """From an export, with another rule."""
+    exported = json.loads(json_file.dump(Schedule.objects.all()))
+    exported["schedules"][0].update(cron="0 0 1 1 *", interval=None)
+    report = import_text(json.dumps(exported), timezone=None, using="default", dry_run=False)
+    assert [line.outcome for line in report.lines] == ["updated"]
+
+
+DOORS: dict[str, Any] = {
+    "sync": lambda: (declare(cron="0 0 1 1 *", interval=None, _misfire="ALL"), Scheduler().sync()),
+    "cron": lambda: Scheduler().cron("0 0 1 1 *", NAME, _name=NAME, _misfire="ALL"),
+    "schedule": lambda: Scheduler().schedule(NAME, cron="0 0 1 1 *", _name=NAME, _misfire="ALL"),
+    "update": lambda: Scheduler().update(NAME, cron="0 0 1 1 *"),
+    "import": move_in,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_due_time_that_passes_while_a_change_waits_for_the_row_is_not_lost(
+    scheduler: Scheduler, other_session: psycopg.Connection, door: str
+) -> None:
+    """The clock is read once the row is locked: else the new rule is planned over what has passed meanwhile."""
+    declare(_misfire="ALL")
+    scheduler.sync()
+    if door != "sync":
+        registry.clear()
+        Schedule.objects.update(origin="api")
+    done: list[Any] = []
+
+    def change() -> None:
+        try:
+            DOORS[door]()
+            done.append(door)
+        finally:
+            connections.close_all()
+
+    with other_session.transaction():
+        other_session.execute("SELECT FROM _pgwerk_schedules FOR UPDATE")
+        thread = threading.Thread(target=change)
+        thread.start()
+        wait_until(waiting_for_a_lock)
+        # A due time that lies after the beginning of the wait, and before its end.
+        moved = "UPDATE _pgwerk_schedules SET next_run_at = clock_timestamp() RETURNING next_run_at"
+        (due_at,) = other_session.execute(moved).fetchone()
+    thread.join()
+    assert done
+    while scheduler.tick():
+        pass
+    assert [job.due_at for job in jobs(NAME)] == [due_at]
+    after = Schedule.objects.get()
+    assert (after.cron, after.next_run_at and after.next_run_at > now()) == ("0 0 1 1 *", True)
+
+
+def test_a_pause_that_ends_while_it_waits_for_the_row_is_planned_from_its_end(
+    scheduler: Scheduler, other_session: psycopg.Connection
+) -> None:
+    """By SQL: to PostgreSQL the statement began before it waited."""
+    row = scheduler.interval(3600, NAME, _name=NAME)
+    scheduler.pause(NAME)
+
+    def resume() -> None:
+        Schedule.objects.update(paused=False)
+        connections.close_all()
+
+    with other_session.transaction():
+        other_session.execute("SELECT FROM _pgwerk_schedules FOR UPDATE")
+        thread = threading.Thread(target=resume)
+        thread.start()
+        wait_until(waiting_for_a_lock)
+        other_session.execute("UPDATE _pgwerk_schedules SET next_run_at = clock_timestamp()")
+    thread.join()
+    assert reread(row).replan
+    scheduler.tick()
+    assert jobs(NAME) == []
+
+
+def test_two_syncs_lock_rows_in_the_order_of_their_names(
+    scheduler: Scheduler, other_session: psycopg.Connection
+) -> None:
+    """And not in that of the table: two that lock in different orders wait for each other for ever."""
+    for name in ("b", "a", "c"):
+        make(_name=name)
+    schedule(functions.noop, interval=9, _name="a"), schedule(functions.noop, interval=9, _name="b")
+    schedule(functions.noop, interval=9, _name="c")
+    with other_session.transaction(force_rollback=True):
+        other_session.execute("SELECT FROM _pgwerk_schedules WHERE name = 'a' FOR UPDATE")
+        thread = threading.Thread(target=lambda: (scheduler.sync(), connections.close_all()))
+        thread.start()
+        wait_until(waiting_for_a_lock)
+        # It holds none of the later names while it waits for the first.
+        other_session.execute("SELECT FROM _pgwerk_schedules WHERE name IN ('b', 'c') FOR UPDATE NOWAIT")
+    thread.join()
+    assert set(Schedule.objects.values_list("interval", flat=True)) == {9}
+
+
+def test_what_was_registered_ahead_of_the_clock_counts_from_now(scheduler: Scheduler) -> None:
+    """Else no row of code's would be an orphan before that time has come."""
+    declare()
+    scheduler.sync()
+    make(_name="orphan")
+    Schedule.objects.update(last_registered_at=now() + 24 * HOUR)
+    grace = dt.timedelta(seconds=2)
+    sync.stand_by(registry, on_unregistered="pause", using="default", grace=grace)
+    assert not Schedule.objects.filter(last_registered_at__gt=now()).exists()
+    assert not Schedule.objects.filter(paused=True).exists()
+    Schedule.objects.update(last_registered_at=now() - MINUTE)
+    sync.stand_by(registry, on_unregistered="pause", using="default", grace=grace)
+    assert Schedule.objects.get(paused=True).name == "orphan"
 
 
 def test_an_unchanged_definition_changes_nothing(scheduler: Scheduler) -> None:

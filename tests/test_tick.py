@@ -1,22 +1,38 @@
 """One tick: each due time becomes exactly one job, and the schedule goes on."""
 
+import contextlib
 import datetime as dt
 import threading
 from collections.abc import Iterator
 
 import psycopg
 import pytest
+from asgiref.sync import async_to_sync
 from django.db import connection, connections
 from django.db.models.functions import Now
 
 from pgwerk_django import signals
 from pgwerk_django.inline import Inline
-from pgwerk_django.models import Job, Schedule
+from pgwerk_django.models import Job, Process, Schedule
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.tick import tick
 from tests.time_travel import HOUR, MINUTE, SECOND, jobs, make, make_due, now, reread, statuses
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[None]:
+    """A scheduler in a thread of its own."""
+    live = Scheduler()
+    thread = threading.Thread(target=live.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        live.stop()
+        thread.join()
 
 
 def test_nothing_due_is_nothing_done(scheduler: Scheduler) -> None:
@@ -196,6 +212,55 @@ def test_nor_does_a_new_plan(scheduler: Scheduler) -> None:
     assert ahead < next_run_at <= ahead + MINUTE
 
 
+def gone_ahead(scheduler: Scheduler, **options: object) -> Schedule:
+    """As a moment leaves it in which PostgreSQL's clock was a year ahead."""
+    row = make(ago=-MINUTE, **options)
+    tick(using="default", now=now() + dt.timedelta(days=365))
+    assert jobs(row)
+    Job.objects.all().delete()
+    row.refresh_from_db()
+    assert row.last_run_at is not None
+    assert row.last_run_at > now() + 300 * dt.timedelta(days=1)
+    assert scheduler.tick() == 0
+    return row
+
+
+@pytest.mark.parametrize("how", ["resume", "sql", "set by hand", "set by hand in the past"])
+def test_after_the_clock_was_ahead_a_persons_word_starts_it_anew(scheduler: Scheduler, how: str) -> None:
+    row = gone_ahead(scheduler)
+    due_at = now() - (HOUR if how.endswith("past") else SECOND)
+    if how == "resume":
+        scheduler.pause(row.name)
+        scheduler.resume(row.name)
+    elif how == "sql":
+        with connection.cursor() as cursor:
+            cursor.execute("UPDATE _pgwerk_schedules SET paused = true")
+            cursor.execute("UPDATE _pgwerk_schedules SET paused = false")
+    else:
+        Schedule.objects.filter(pk=row.pk).update(next_run_at=due_at)
+    assert scheduler.tick() == (0 if how == "resume" else 1)
+    if how.startswith("set"):
+        assert min(job.due_at for job in jobs(row) if job.due_at) == due_at
+    after = reread(row)
+    assert after.next_run_at is not None
+    assert now() < after.next_run_at <= now() + MINUTE
+    assert after.last_run_at is None or after.last_run_at <= now()
+
+
+def test_a_last_run_in_the_past_stays_the_first_line_against_doubles(scheduler: Scheduler) -> None:
+    """Whatever a person does to a schedule that is well."""
+    row = make(ago=SECOND)
+    scheduler.tick()
+    last = reread(row).last_run_at
+    assert last == row.next_run_at
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=last - HOUR)
+    assert reread(row).last_run_at == last
+    scheduler.pause(row.name)
+    scheduler.resume(row.name)
+    scheduler.update(row.name, interval=90)
+    assert reread(row).last_run_at == last
+
+
 @pytest.fixture
 def connection_in_new_york() -> object:
     """A site may give its connections a zone; sums of such instants go by the clock on the wall."""
@@ -357,6 +422,37 @@ def test_the_last_due_time_of_a_window_that_closed_while_we_were_down(scheduler:
     assert reread(row).next_run_at is None
 
 
+def test_an_edit_by_sql_keeps_the_last_run(scheduler: Scheduler) -> None:
+    """It is the first line against doubles, and a tick that only plans has no due time to put there."""
+    row = make(ago=SECOND)
+    scheduler.tick()
+    Schedule.objects.filter(pk=row.pk).update(interval=90)
+    assert scheduler.tick() == 1
+    assert reread(row).last_run_at == row.next_run_at
+
+
+@pytest.mark.parametrize(("catch_up", "ran"), [(100, 1), (2, 1)])
+def test_what_is_left_of_max_runs_is_all_that_runs(
+    scheduler: Scheduler, settings: object, catch_up: int, ran: int
+) -> None:
+    settings.PGWERK = {"MAX_CATCH_UP": catch_up, "AUTODISCOVER": ()}  # type: ignore[attr-defined]
+    row = make(ago=9 * MINUTE, interval=60, _misfire="ALL", _max_runs=5)
+    Schedule.objects.filter(pk=row.pk).update(run_count=4)
+    while scheduler.tick():
+        pass
+    assert len(jobs(row)) == ran
+    assert (reread(row).run_count, reread(row).next_run_at) == (5, None)
+
+
+def test_a_tick_makes_no_more_than_its_share_though_more_runs_are_left(scheduler: Scheduler, settings: object) -> None:
+    settings.PGWERK = {"MAX_CATCH_UP": 3, "AUTODISCOVER": ()}  # type: ignore[attr-defined]
+    row = make(ago=9 * MINUTE, interval=60, _misfire="ALL", _max_runs=8)
+    counts = []
+    while scheduler.tick():
+        counts.append(len(jobs(row)))
+    assert counts == [3, 6, 8]
+
+
 def test_max_runs_counts_what_ran_and_then_ends(scheduler: Scheduler) -> None:
     row = make(ago=25 * SECOND, interval=10, _max_runs=2, _overlap="ALLOW")
     scheduler.tick()
@@ -478,6 +574,27 @@ def test_what_no_longer_recurs_can_still_be_triggered(scheduler: Scheduler, stat
     assert len(jobs(row, kind="trigger")) == 1
 
 
+def test_a_trigger_leaves_the_error_of_what_was_set_aside(scheduler: Scheduler) -> None:
+    """Else the schedule would have ended, and nobody would try it again."""
+    row = make(cron="0 * * * *")
+    Schedule.objects.filter(pk=row.pk).update(error="broken", next_run_at=None)
+    scheduler.trigger(row.name, by="ada")
+    assert scheduler.tick() == 1
+    assert [job.kind for job in jobs(row)] == ["trigger"]
+    assert (reread(row).error, reread(row).next_run_at) == ("broken", None)
+    assert Schedule.objects.retry_set_aside() == 1
+
+
+def test_who_triggered_is_forgotten_with_the_run(scheduler: Scheduler) -> None:
+    row = make()
+    scheduler.trigger(row.name, by="ada")
+    scheduler.tick()
+    assert (reread(row).triggered_at, reread(row).triggered_by) == (None, "")
+    Schedule.objects.filter(pk=row.pk).update(triggered_at=now())
+    scheduler.tick()
+    assert [job.reason for job in jobs(row, kind="trigger")] == ["triggered by ada", ""]
+
+
 # -- pause and resume ------------------------------------------------------------------------------------------------
 
 
@@ -495,6 +612,69 @@ def test_due_times_in_a_pause_have_no_rows_and_are_no_misfires(scheduler: Schedu
     assert resumed.next_run_at is not None
     assert now() < resumed.next_run_at <= now() + MINUTE
     assert (resumed.paused, resumed.paused_at, resumed.paused_by, resumed.pause_reason) == (False, None, "", "")
+
+
+@pytest.mark.parametrize("door", ["queryset", "api", "async"])
+def test_a_resume_plans_at_once(scheduler: Scheduler, door: str) -> None:
+    """No scheduler need be alive for the next run that is shown to be the one that comes."""
+    rule = make(interval=60, _name="rule")
+    one_off = scheduler.schedule_in(0, "tests.functions.noop", _name="one-off")
+    used_up = make(interval=60, _name="used up", _max_runs=1)
+    broken = make(interval=60, _name="broken")
+    coming = make(interval=7200, _name="coming")
+    make_due(coming, ago=-HOUR)
+    coming.refresh_from_db()
+    Schedule.objects.all().pause()
+    Schedule.objects.exclude(pk=coming.pk).update(next_run_at=now() - HOUR)
+    Schedule.objects.filter(pk=used_up.pk).update(run_count=1)
+    Schedule.objects.filter(pk=broken.pk).update(cron="every monday", interval=None)
+    if door == "queryset":
+        assert Schedule.objects.all().resume() == 5
+    else:
+        for row in (rule, one_off, used_up, broken, coming):
+            if door == "api":
+                scheduler.resume(row.name)
+            else:
+                async_to_sync(scheduler.aresume)(row.name)
+    planned = reread(rule).next_run_at
+    assert planned is not None
+    assert now() < planned <= now() + MINUTE
+    assert [reread(row).next_run_at for row in (one_off, used_up, coming)] == [None, None, coming.next_run_at]
+    assert {row.name for row in Schedule.objects.filter(replan=True)} == {"broken"}
+    scheduler.tick()
+    assert "every monday" in reread(broken).error
+    assert reread(rule).next_run_at == planned
+    assert not Job.objects.exists()
+
+
+def test_five_thousand_are_resumed_in_a_moment(django_assert_max_num_queries: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO _pgwerk_schedules (name, cron, next_run_at, paused)"
+            " SELECT 's' || n, n % 60 || ' * * * *', now() - interval '1 hour', true FROM generate_series(1, 5000) n"
+        )
+    with django_assert_max_num_queries(30):  # type: ignore[operator]
+        assert Schedule.objects.all().resume() == 5000
+    assert Schedule.objects.filter(replan=False, paused=False, next_run_at__gt=Now()).count() == 5000
+
+
+def test_a_row_that_waits_for_a_plan_shows_what_it_will_be(scheduler: Scheduler) -> None:
+    row = make(interval=60)
+    Schedule.objects.update(interval=90)
+    shown = reread(row)
+    assert shown.replan
+    following = shown.next_run(now())
+    assert following == shown.upcoming(1, now())[0]
+    scheduler.tick()
+    assert reread(row).next_run_at == following
+
+
+def test_a_new_plan_of_one_that_has_had_its_runs_is_none(scheduler: Scheduler) -> None:
+    row = make(interval=60, _max_runs=1)
+    Schedule.objects.update(run_count=1)
+    Schedule.objects.update(interval=90)
+    scheduler.tick()
+    assert (reread(row).next_run_at, reread(row).replan) == (None, False)
 
 
 def test_a_one_off_still_to_come_survives_a_pause(scheduler: Scheduler) -> None:
@@ -610,6 +790,24 @@ def test_what_was_set_aside_is_tried_again(scheduler: Scheduler) -> None:
     assert Schedule.objects.retry_set_aside() == 1
     scheduler.tick()
     assert reread(row).next_run_at is not None
+
+
+def test_a_scheduler_tries_what_was_set_aside_when_it_starts() -> None:
+    row = make(cron="0 * * * *")
+    Schedule.objects.filter(pk=row.pk).update(error="unknown zone on the old host", next_run_at=None, origin="api")
+    with running():
+        wait_until(lambda: reread(row).error == "" and reread(row).next_run_at)
+
+
+def test_a_running_scheduler_sees_the_trigger_of_a_paused_schedule(scheduler: Scheduler) -> None:
+    row = make(interval=3600)
+    Schedule.objects.update(origin="api")
+    scheduler.pause(row.name)
+    with running():
+        wait_until(lambda: Process.objects.filter(last_tick_at__isnull=False).exists())
+        scheduler.trigger(row.name)
+        wait_until(lambda: jobs(row))
+    assert [job.kind for job in jobs(row)] == ["trigger"]
 
 
 @pytest.mark.parametrize("how", ["retry", "edit"])

@@ -17,6 +17,7 @@ from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Status
 from pgwerk_django.policies import Overlap
 
 MOST_COUNTED = 1000
+AHEAD = dt.timedelta(minutes=1)  # by so much a clock may step back, and nobody need know
 
 
 class Finding(NamedTuple):
@@ -38,7 +39,8 @@ class Surroundings(NamedTuple):
     @classmethod
     def of(cls, row: Any) -> "Surroundings":
         using = row._state.db
-        processes = list(Process.objects.using(using).filter(heartbeat_at__gte=row.judged_at - SILENT_AFTER))
+        lately = (row.judged_at - SILENT_AFTER, row.judged_at + SILENT_AFTER)
+        processes = list(Process.objects.using(using).filter(heartbeat_at__range=lately))
         queue = Queue.objects.using(using).filter(name=row.queue).first()
         with transaction.get_connection(using).cursor() as cursor:
             cursor.execute(
@@ -80,6 +82,11 @@ def _of_the_row(row: Any) -> Iterator[Finding]:
         yield Finding("wait", gettext("It does not run before %(at)s.") % {"at": moment_text(row.starts_at)})
     if row.ends_at and row.ends_at < now:
         yield Finding("bad", gettext("It does not run after %(at)s.") % {"at": moment_text(row.ends_at)})
+    if row.last_run_at and row.last_run_at > now + AHEAD:
+        words = gettext(
+            "Its last run, %(at)s, lies ahead of PostgreSQL's clock: it does not run before that. Pause and resume it to start it anew."
+        )
+        yield Finding("bad", words % {"at": moment_text(row.last_run_at)})
     if row.max_runs is not None and row.run_count >= row.max_runs:
         yield Finding("bad", gettext("It has had its %(n)d runs.") % {"n": row.max_runs})
     elif row.next_run_at is None and not row.error:
@@ -104,8 +111,13 @@ def _of_schedulers(row: Any, around: Surroundings) -> Iterator[Finding]:
         n = len(schedulers)
         yield Finding("ok", ngettext("%(n)d scheduler is alive.", "%(n)d schedulers are alive.", n) % {"n": n})
     grace = dt.timedelta(seconds=row.misfire_grace)
-    if not (row.paused or row.error) and row.next_run_at and row.next_run_at < row.judged_at - grace:
-        late = span(row.judged_at - row.next_run_at)
+    due_at = (
+        None
+        if row.error
+        else min(filter(None, (None if row.paused else row.next_run_at, row.triggered_at)), default=None)
+    )
+    if due_at and due_at < row.judged_at - grace:
+        late = span(row.judged_at - due_at)
         yield Finding("bad", gettext("It has been due for %(span)s, and no scheduler has taken it.") % {"span": late})
 
 

@@ -226,7 +226,7 @@ class OverviewAdmin(Page):
 
 
 def is_alive(process: Any) -> bool:
-    return bool(process.heartbeat_at >= process.judged_at - SILENT_AFTER)
+    return bool(abs(process.heartbeat_at - process.judged_at) <= SILENT_AFTER)
 
 
 def _needs_worker(using: str) -> bool:

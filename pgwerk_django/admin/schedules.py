@@ -258,9 +258,12 @@ class ScheduleAdmin(ActingPage):
     def shown_next_run(self, row: Any) -> str:
         if row.paused:
             return EMPTY
-        if row.replan:
-            return note(_("with the next tick it is planned anew"))
-        return _with_distance(row.next_run_at, row)
+        try:
+            following = _with_distance(row.next_run(row.judged_at), row)
+        except Exception:  # noqa: BLE001  # whatever a row holds, the list must show it
+            following = ""
+        words = note(_("with the next tick it is planned anew")) if row.replan else ""
+        return format_html("{} {}", following, words) if words else following
 
     @admin.display(description=_("last run"), ordering="last_run_at")
     def shown_last_run(self, row: Any) -> str:

@@ -23,7 +23,7 @@ def import_text(text: str, *, timezone: str | None, using: str, dry_run: bool) -
     if is_json and timezone:
         raise SourceUnreadable(f"its schedules say their zones themselves, got the time zone {shown(timezone)}")
     found = json_file.read(text, now=now) if is_json else crontab.read(text, now=now, timezone=timezone)
-    report = entries.write(found, using=using, now=now, dry_run=dry_run)
+    report = entries.write(found, using=using, dry_run=dry_run)
     report.hint = "" if is_json else crontab.HINT
     return report
 
@@ -31,7 +31,7 @@ def import_text(text: str, *, timezone: str | None, using: str, dry_run: bool) -
 def import_beat(*, using: str, dry_run: bool) -> Report:
     """From the tables of django-celery-beat, where there are any, and from `CELERY_BEAT_SCHEDULE`."""
     now = database_now(using)
-    report = entries.write(_beat(using, now), using=using, now=now, dry_run=dry_run)
+    report = entries.write(_beat(using, now), using=using, dry_run=dry_run)
     report.hint = (
         beat.HINT
         if report.lines

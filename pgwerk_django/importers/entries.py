@@ -11,7 +11,7 @@ from pgwerk_django import registry as declared
 from pgwerk_django import targets
 from pgwerk_django.exceptions import PgwerkError, text_of
 from pgwerk_django.importers.report import Line, Report
-from pgwerk_django.models import Origin, Schedule, atomic
+from pgwerk_django.models import Origin, Schedule, atomic, database_now
 from pgwerk_django.policies import default_overlap
 from pgwerk_django.registry import Definition
 
@@ -73,7 +73,7 @@ def planned(
     return {**instants, "next_run_at": following}
 
 
-def write(found: Iterable[Found], *, using: str, now: dt.datetime, dry_run: bool) -> Report:
+def write(found: Iterable[Found], *, using: str, dry_run: bool) -> Report:
     """Insert and update what was found. A dry run does it all, too, and takes it back."""
     report, names = Report(dry_run), set[str]()
     for each in found:
@@ -85,16 +85,16 @@ def write(found: Iterable[Found], *, using: str, now: dt.datetime, dry_run: bool
         if isinstance(each, Entry):
             names.add(each.definition.name)
             report.notes += each.notes
-            report.lines.append(_write(each, using=using, now=now, dry_run=dry_run))
+            report.lines.append(_write(each, using=using, dry_run=dry_run))
         else:
             report.lines.append(Line("could not import", each.name, why=each.why))
     return report
 
 
-def _write(entry: Entry, *, using: str, now: dt.datetime, dry_run: bool) -> Line:
+def _write(entry: Entry, *, using: str, dry_run: bool) -> Line:
     try:
         with atomic(using):
-            line = _upsert(entry, using=using, now=now)
+            line = _upsert(entry, using=using)
             if dry_run:
                 transaction.set_rollback(True, using=using)
     except (DataError, IntegrityError) as error:
@@ -102,7 +102,7 @@ def _write(entry: Entry, *, using: str, now: dt.datetime, dry_run: bool) -> Line
     return line
 
 
-def _upsert(entry: Entry, *, using: str, now: dt.datetime) -> Line:
+def _upsert(entry: Entry, *, using: str) -> Line:
     name = entry.definition.name
     rows = Schedule.objects.using(using)
     row = rows.select_for_update(no_key=True).filter(name=name).first()
@@ -116,7 +116,7 @@ def _upsert(entry: Entry, *, using: str, now: dt.datetime) -> Line:
         return Line("inserted", name)
     shown = {column: (getattr(row, column), value) for column, value in changes.items()}
     first = changes.pop("anchor_at", None)
-    row.redefine(changes, now=now, first=first)
+    row.redefine(changes, now=database_now(using), first=first)  # now that it is locked: that may have taken a while
     return Line("updated", name, changes=shown)
 
 
