@@ -331,7 +331,7 @@ def _abandoned(orphans: ScheduleQuerySet, process: Process | None) -> list[str]:
         return []
     # A Celery task may have any name, whatever module seems to lack it.
     rows = orphans.exclude(target="celery").values_list("name", "function")
-    return [name for name, function in rows.iterator() if is_removed(function)]
+    return [name for name, function in rows if is_removed(function)]
 
 
 def _announce(undeclared: ScheduleQuerySet, on_unregistered: str, grace: dt.timedelta, using: str) -> None:

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -579,6 +580,153 @@ def test_the_apps_own_schedule(run: Run) -> None:
         app.conf.beat_schedule = {}
 
 
+PROJECT = {
+    "proj/__init__.py": "from proj.celery import app\n",
+    "proj/settings.py": """
+from tests.settings import *
+INSTALLED_APPS = [*INSTALLED_APPS, "books"]
+CELERY_BROKER_URL = "memory://"
+CELERY_RESULT_BACKEND = "file:///tmp"
+CELERY_BEAT_SCHEDULE = {"in settings": {"task": "books.tasks.daily", "schedule": 60.0}}
+""",
+    "proj/celery.py": """
+from celery import Celery
+app = Celery("proj")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+@app.on_after_configure.connect
+def configured(sender, **kwargs):
+    sender.add_periodic_task(30.0, sender.signature("books.tasks.daily"), name="after configure")
+""",
+    "books/__init__.py": "",
+    "books/tasks.py": """
+from celery import chain, shared_task
+from celery.schedules import crontab, schedule, solar
+from proj import app
+@shared_task
+def daily(*args, **kwargs): ...
+@app.task(name="own.name")
+def named(): ...
+@app.on_after_finalize.connect
+def periodic(sender, **kwargs):
+    sun = solar.__new__(solar)
+    sun.event, sun.nowfun = "sunrise", sender.now
+    for name, rule, call in [
+        ("crontab", crontab(minute=0, hour=4), daily.s("a", b=1)),
+        ("float", 90.0, daily.si()),
+        ("half", 0.5, daily.s()),
+        ("sun", sun, daily.s()),
+        ("named", schedule(60), named.s()),
+        ("options", 60, daily.s().set(queue="slow", expires=30)),
+        ("link", 60, daily.s().set(link=daily.s())),
+        ("chain", 60, chain(daily.s(), daily.s())),
+        ("object", 60, daily.s(object())),
+    ]:
+        sender.add_periodic_task(rule, call, name=name)
+    sender.add_periodic_task(3600 * 24, daily.s())
+    sender.conf.beat_schedule["late"] = {"task": "own.name", "schedule": crontab(minute="*/5")}
+""",
+}
+LISTED_BY_BEAT = """
+import django
+django.setup()
+from celery.apps.beat import Beat
+from celery.beat import Scheduler
+from proj import app
+Beat(app=app).init_loader()
+scheduler = Scheduler(app)
+scheduler.install_default_entries(scheduler.data)  # which the usual one does last
+print(*sorted(scheduler.schedule), sep="\\n")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A project with a Celery app, whose files a test may change; runs Python in it."""
+    for name, text in PROJECT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+        own = {"PYTHONPATH": paths, "DJANGO_SETTINGS_MODULE": "proj.settings", "DATABASE_URL": database_url()}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=60)
+
+    return _run
+
+
+@pytest.fixture
+def no_beat_tables(transactional_db: None) -> Iterator[None]:
+    """Other tests of this run may have made them."""
+    renaming = "ALTER TABLE IF EXISTS django_celery_beat_{} RENAME TO django_celery_beat_{}"
+    with connection.cursor() as cursor:
+        cursor.execute(renaming.format("periodictask", "away"))
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute(renaming.format("away", "periodictask"))
+
+
+IMPORT = ("-m", "django", "schedules", "import")
+
+
+@pytest.mark.process
+def test_all_that_beat_would_send_has_a_line(project: Any, no_beat_tables: None) -> None:
+    found = project(*IMPORT)
+    lines = found.stdout.splitlines()
+    assert found.returncode == 1, found.stderr
+    listed = project("-c", LISTED_BY_BEAT)
+    assert sorted(re.split(r"(?:inserted|could not import) ", line)[1].split(": ")[0] for line in lines) == (
+        listed.stdout.splitlines()
+    ), listed.stderr
+    assert {line.split(": ")[0] for line in lines if line.startswith("could not import ")} == {
+        f"could not import {name}" for name in ("half", "sun", "link", "chain", "object")
+    }
+    assert "it calls several tasks (celery.chain)" in found.stdout
+    assert "no Celery app" not in found.stderr
+    daily = row("crontab")
+    assert (daily.function, daily.cron, daily.args, daily.kwargs) == ("books.tasks.daily", "0 4 * * *", ["a"], {"b": 1})
+    assert row("books.tasks.daily()").interval == 24 * 60 * 60
+    assert (row("float").interval, row("named").function, row("late").cron) == (90, "own.name", "*/5 * * * *")
+    assert (row("celery.backend_cleanup").cron, row("celery.backend_cleanup").start_within) == ("0 4 * * *", 43200)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ('CELERY_BEAT_SCHEDULER = "redbeat.RedBeatScheduler"', "'redbeat.RedBeatScheduler' may have entries that only"),
+        ('CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"', "none of our databases has them"),
+        ('CELERY_IMPORTS = ["a_module_that_is_not_there"]', "No module named 'a_module_that_is_not_there'"),
+    ],
+)
+def test_what_hides_entries_of_beat_is_told(
+    project: Any, no_beat_tables: None, tmp_path: Path, setting: str, why: str
+) -> None:
+    settings = tmp_path / "proj" / "settings.py"
+    settings.write_text(f"{settings.read_text()}{setting}\n")
+    found = project(*IMPORT)
+    assert found.returncode == 1
+    (line,) = [line for line in found.stdout.splitlines() if why in line]
+    assert line.startswith("could not import ")
+    assert "inserted in settings" in found.stdout
+
+
+@pytest.mark.process
+def test_nothing_to_import_is_no_success(project: Any, no_beat_tables: None, tmp_path: Path) -> None:
+    for name in ("proj/celery.py", "books/tasks.py"):
+        (tmp_path / name).write_text("app = None\n")
+    (tmp_path / "proj" / "settings.py").write_text("from tests.settings import *\n")
+    found = project(*IMPORT)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "there is nothing to import" in found.stderr
+    assert "no Celery app of this project is loaded here" in found.stderr
+    (tmp_path / "crontab").write_text("# nothing\nMAILTO=root\n")
+    found = project(*IMPORT, str(tmp_path / "crontab"))
+    assert found.returncode == 1
+    assert "no line of this crontab runs a command" in found.stderr
+
+
 def test_the_tables_win_over_the_settings_that_they_are_made_of(beat: Any, run: Run, settings: Any) -> None:
     settings.CELERY_BEAT_SCHEDULE = {
         "same": {"task": "shop.tasks.report", "schedule": 60},
@@ -591,12 +739,6 @@ def test_the_tables_win_over_the_settings_that_they_are_made_of(beat: Any, run: 
         "inserted same",
     ]
     assert row("edited").interval == 90
-
-
-def test_nothing_to_import(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    call_command("schedules", "import")
-    said = capsys.readouterr()
-    assert (said.out, "there is nothing to import" in said.err) == ("", True)
 
 
 # -- crontab files -----------------------------------------------------------------------------------------------------

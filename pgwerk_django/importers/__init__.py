@@ -15,6 +15,13 @@ from pgwerk_django.models import database_now
 
 __all__ = ["Report", "import_beat", "import_text"]
 
+NOTHING = "there is nothing to import"
+NO_BEAT = "no entry in tables of django-celery-beat, in CELERY_BEAT_SCHEDULE or in the Celery app"
+NO_APP = (
+    "no Celery app of this project is loaded here, so periodic tasks that one adds were not seen: import it in the"
+    " __init__.py of the project, as Celery's manual says"
+)
+
 
 def import_text(text: str, *, timezone: str | None, using: str, dry_run: bool) -> Report:
     """From our own JSON, which begins with a brace, or else a crontab. Raises `SourceUnreadable`."""
@@ -24,19 +31,20 @@ def import_text(text: str, *, timezone: str | None, using: str, dry_run: bool) -
         raise SourceUnreadable(f"its schedules say their zones themselves, got the time zone {shown(timezone)}")
     found = json_file.read(text, now=now) if is_json else crontab.read(text, now=now, timezone=timezone)
     report = entries.write(found, using=using, dry_run=dry_run)
-    report.hint = "" if is_json else crontab.HINT
+    if not is_json:
+        report.is_missing = not report.lines
+        report.hint = f"{NOTHING}: no line of this crontab runs a command" if report.is_missing else crontab.HINT
     return report
 
 
 def import_beat(*, using: str, dry_run: bool) -> Report:
-    """From the tables of django-celery-beat, where there are any, and from `CELERY_BEAT_SCHEDULE`."""
+    """From the tables of django-celery-beat, if there are any, from `CELERY_BEAT_SCHEDULE` and from the Celery app."""
     now = database_now(using)
     report = entries.write(_beat(using, now), using=using, dry_run=dry_run)
-    report.hint = (
-        beat.HINT
-        if report.lines
-        else "there is nothing to import: no tables of django-celery-beat, no CELERY_BEAT_SCHEDULE"
-    )
+    report.is_missing = not report.lines
+    report.hint = f"{NOTHING}: {NO_BEAT}" if report.is_missing else beat.HINT
+    if not beat_settings.has_app():
+        report.hint += f"; {NO_APP}"
     return report
 
 
@@ -45,7 +53,9 @@ def _beat(using: str, now: dt.datetime) -> Iterator[Found]:
     alias = beat_tables.database(using)
     stored = {_name(each): each for each in beat_tables.read(alias, now=now)} if alias else {}
     yield from stored.values()
-    for each in beat_settings.read(beat_settings.entries(), now=now):
+    given, refused = beat_settings.entries(tables=alias is not None)
+    yield from refused
+    for each in beat_settings.read(given, now=now):
         known = stored.get(_name(each))
         if known is None:
             yield each

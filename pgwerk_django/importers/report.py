@@ -32,6 +32,7 @@ class Report:
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     hint: str = ""  # for the person, whatever reads the lines
+    is_missing: bool = False  # there was no entry where there should have been some
 
     @property
     def refused(self) -> bool:

@@ -19,7 +19,7 @@ def add_verbs(verbs: Any) -> None:
         nargs="?",
         metavar="SOURCE",
         help="a crontab, or the JSON of export (- for stdin); default: the tables of django-celery-beat, and"
-        " CELERY_BEAT_SCHEDULE",
+        " periodic tasks of the Celery app (CELERY_BEAT_SCHEDULE and others)",
     )
     into.add_argument("--dry-run", action="store_true", help="write nothing, only say what would be done")
     into.add_argument("--timezone", metavar="ZONE", help="of the times in a crontab (default: TIME_ZONE)")
@@ -27,13 +27,13 @@ def add_verbs(verbs: Any) -> None:
 
 
 def move_in(command: BaseCommand, using: str, **options: Any) -> None:
-    """Exit code 1 says that something could not be imported; the rest was."""
+    """Exit code 1 says that something could not be imported (the rest was), or that a crontab or beat had no entry."""
     report = _report(options["source"], options["timezone"], using=using, dry_run=options["dry_run"])
     for line in [report.as_json()] if options["format"] == "json" else report.as_text():
         command.stdout.write(line)
     if report.hint:
         command.stderr.write(report.hint)
-    if report.refused:
+    if report.refused or report.is_missing:
         raise SystemExit(1)
 
 
