@@ -37,12 +37,26 @@ from pgwerk_django.measurements import (
 )
 from pgwerk_django.models import DUE as DUE_AT
 from pgwerk_django.models import LINES, MAY_RUN_SQL, MOST_COUNTED, SILENT_AFTER, TARGETS
+from pgwerk_django.network import limited
+from pgwerk_django.watchdog import within
 
 WITHIN = 5.0  # seconds until whoever asked is told that the database does not answer
 STATEMENT_TIMEOUT = 4  # seconds, of each statement
+LONGEST = 20.0  # seconds of all of them: a server that is frozen keeps no time
 MOST_PLACES = 200  # queues, and in each its priorities; what is beyond is counted as one
 MOST_READ = 50_000  # jobs that wait, and as many that are to run later: shared among the places
 MOST_PROCESSES = 1000
+
+
+# Where the site says nothing else: nobody waits for longer than that.
+_PATIENCE = {
+    "connect_timeout": int(WITHIN),
+    "keepalives": 1,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": int(WITHIN * 1000),
+}
 
 
 class Reading(NamedTuple):
@@ -202,10 +216,12 @@ class State:
 
 def measure(using: str) -> list[Reading]:
     """Raises `psycopg.Error`."""
-    patience = {"connect_timeout": int(WITHIN), "tcp_user_timeout": int(WITHIN * 1000)}
-    keepalives = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3}
-    parameters = {**connection_parameters(using), **patience, **keepalives, "autocommit": True}
-    with contextlib.closing(psycopg.connect(**parameters)) as connection, connection.transaction():
+    parameters = {**limited(connection_parameters(using), _PATIENCE), "autocommit": True}
+    with (
+        contextlib.closing(psycopg.connect(**parameters)) as connection,
+        within(LONGEST, connection),
+        connection.transaction(),
+    ):
         connection.execute(_SETTINGS)
         return [Reading(UP, (), 1), *_schedules(connection), *_jobs(connection)]
 

@@ -22,7 +22,7 @@ from django.db import connections
 from pgwerk_django import conf, signals, spans, targets
 from pgwerk_django.exceptions import TransactionLeftOpen, summary_of
 from pgwerk_django.execution import LONGEST_SUMMARY, leave_clean
-from pgwerk_django.loop import Every, Lost
+from pgwerk_django.loop import Every, Lost, guarded
 from pgwerk_django.models import Job, atomic
 from pgwerk_django.outbox import Outbox
 from pgwerk_django.targets import ForeignTarget
@@ -128,6 +128,10 @@ class Sender:
         return done
 
     def _run(self) -> None:
+        with guarded(self._outbox.using, on_hung=signals.send_statement_hung):
+            self._work()
+
+    def _work(self) -> None:
         try:
             while not self._stopped:
                 try:

@@ -1,6 +1,7 @@
 """Run steps until told to stop: wake early, sleep no longer than needed, outlive the database's absences."""
 
 import contextlib
+import math
 import random
 import signal
 import socket
@@ -14,14 +15,22 @@ import psycopg
 import psycopg.sql
 from django.conf import settings
 from django.db import InterfaceError, InternalError, OperationalError, connections, reset_queries
+from psycopg.conninfo import conninfo_to_dict
 
 from pgwerk_django import conf
+from pgwerk_django.network import limited, limits_for
 from pgwerk_django.sqlstates import Refusal, refusal_of
-from pgwerk_django.systemd import Notifier
+from pgwerk_django.systemd import Notifier, watchdog_seconds
+from pgwerk_django.watchdog import OnHung, Watch, watching, within
 
 FIRST_RETRY = 0.1
 LONGEST_RETRY = 5.0
 LONGEST_SLEEP = 10.0  # seconds, however long a poll is: heartbeats want to be written
+SHORTEST_LIMIT = 1.0  # seconds of a statement, however short the lease: a commit on a busy disk takes a while
+STOPS_WITHIN = 5.0  # seconds that the statements at hand get to end, where no jobs have to be waited for
+LAST_CONNECT = 2  # seconds to connect for the last words, where the database has been away (psycopg takes no less)
+STEADY = 1.0  # seconds of listening, after which a connection that is lost is made anew at once
+PROBE_EVERY, PROBE_TAKES = 30.0, 10.0  # seconds: whether a connection that only listens is still there
 
 # The last is what psycopg makes of a connection that ends amid a COMMIT, and of a database that only reads.
 Lost = (OperationalError, InterfaceError, InternalError)
@@ -29,6 +38,10 @@ Lost = (OperationalError, InterfaceError, InternalError)
 
 class Runner(Protocol):
     """What a loop runs."""
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """Seconds after `Loop.stop()`, from which on statements that still run are ended."""
 
     @property
     def ready(self) -> bool:
@@ -113,6 +126,26 @@ class Every:
         self.next = time.monotonic() + seconds
 
 
+@contextlib.contextmanager
+def guarded(using: str, *, on_hung: OnHung) -> Iterator[tuple[Watch, dict[str, Any]]]:
+    """Have this thread's connection to `using` notice a dead network, and its statements end in time.
+
+    Yields what watches it, and the OPTIONS with which it connects.
+    """
+    with limits_for(using) as options, watching(using, limit=longest_statement(), on_hung=on_hung) as watch:
+        yield watch, options
+
+
+def longest_statement() -> float:
+    """Return the seconds after which a statement of ours is taken to hang: a third of the lease, so that leases are renewed in time.
+
+    Where systemd watches the process, it is not to be restarted for what a new connection mends.
+    """
+    limit = max(conf.current().LEASE / 3, SHORTEST_LIMIT)
+    silence = watchdog_seconds()
+    return min(limit, max(silence / 4, STOPS_WITHIN)) if silence else limit
+
+
 class Loop:
     """Calls each runner's `step` again and again on one connection, until `stop()`.
 
@@ -128,13 +161,17 @@ class Loop:
         on_lost: Callable[[Exception], None] = lambda error: None,
         on_back: Callable[[float], None] = lambda seconds: None,
         on_refused: Callable[[Exception], None] = lambda error: None,
+        on_hung: OnHung = lambda seconds, statement: None,
     ) -> None:
         self._runners = runners
         self._using = using
         self._on_lost = on_lost
         self._on_back = on_back
         self._on_refused = on_refused
+        self._on_hung = on_hung
         self._stopping = False
+        self._ends_at = math.inf
+        self._watch: Watch | None = None
         self._lost_at: float | None = None
         self._is_refused = False
         self._retry = FIRST_RETRY
@@ -144,21 +181,39 @@ class Loop:
     def stop(self) -> None:
         """Finish the step at hand and end. Safe from any thread and from signal handlers."""
         self._stopping = True
+        self._end_by(time.monotonic() + max(runner.shutdown_timeout for runner in self._runners))
         self.bell.ring()
 
+    def hurry(self) -> None:
+        """Stop, and wait for no statement that hangs. Safe from any thread and from signal handlers."""
+        self.stop()
+        self._end_by(time.monotonic())
+
+    def _end_by(self, instant: float) -> None:
+        self._ends_at = min(self._ends_at, instant)
+        if self._watch is not None:
+            self._watch.end_by(self._ends_at)
+
     def run(self) -> None:
-        try:
-            while not self._stopping:
-                delay = min(self._pass(), LONGEST_SLEEP, self._notifier.longest_silence)
-                self._notifier.live()
-                if delay > 0 and not self._stopping:
-                    self.bell.wait(delay)
-        finally:
-            self._notifier.say(STOPPING="1", STATUS="stopping")
-            for runner in self._runners:
-                # A database that is away now will find our leases and heartbeats run out.
-                with contextlib.suppress(*Lost):
-                    runner.close()
+        with guarded(self._using, on_hung=self._on_hung) as (self._watch, options):
+            self._end_by(self._ends_at)  # it may have been stopped before
+            try:
+                while not self._stopping:
+                    delay = min(self._pass(), LONGEST_SLEEP, self._notifier.longest_silence)
+                    self._notifier.live()
+                    if delay > 0 and not self._stopping:
+                        self.bell.wait(delay)
+            finally:
+                self._close(options)
+
+    def _close(self, options: dict[str, Any]) -> None:
+        self._notifier.say(STOPPING="1", STATUS="stopping")
+        if self._lost_at is not None:
+            options["connect_timeout"] = LAST_CONNECT
+        for runner in self._runners:
+            # A database that is away now will find our leases and heartbeats run out.
+            with contextlib.suppress(*Lost):
+                runner.close()
 
     def _pass(self) -> float:
         if settings.DEBUG:
@@ -230,6 +285,7 @@ class Listener:
         self._failing = False
         self._channels = tuple(channels)
         self._bell = bell
+        self._listens_since: float | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pgwerk-listen", daemon=True)
 
@@ -240,29 +296,51 @@ class Listener:
         self._stopped.set()
 
     def _run(self) -> None:
+        retry = 0.0
         while not self._stopped.is_set():
+            self._listens_since = None
             try:
                 self._listen()
             except psycopg.Error as error:
+                if self._listens_since is not None and time.monotonic() - self._listens_since > STEADY:
+                    retry = 0.0
+                    continue
                 if not self._failing:  # once, until it listens again
                     self._on_failed(error)
                 self._failing = True
-            self._stopped.wait(LONGEST_RETRY)
+            retry = min(max(retry * 2, FIRST_RETRY), LONGEST_RETRY)
+            self._stopped.wait(retry * random.uniform(0.5, 1))  # noqa: S311  # spreads a fleet's reconnects, guards nothing
 
     def _listen(self) -> None:
-        with self._connect() as connection:
-            for channel in self._channels:
-                connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
-            self._failing = False
+        with contextlib.closing(self._connect()) as connection:
+            with within(PROBE_TAKES, connection):
+                connection.execute(_NEVER_TOO_IDLE, [connection.info.backend_pid])
+                for channel in self._channels:
+                    connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+            self._failing, self._listens_since = False, time.monotonic()
             self._bell.ring()  # what came while nobody listened
+            time_to_probe = Every(PROBE_EVERY)
+            time_to_probe()
             while not self._stopped.is_set():
                 for _notify in connection.notifies(timeout=1, stop_after=1):
                     self._bell.ring()
+                if time_to_probe():
+                    with within(PROBE_TAKES, connection):
+                        connection.execute("SELECT 1")
+                    self._bell.ring()  # what came with the answer
 
     def _connect(self) -> psycopg.Connection[Any]:
         if "://" in self._address:
-            return psycopg.connect(self._address, autocommit=True)
-        return psycopg.connect(**{**connection_parameters(self._address), "autocommit": True})
+            parameters: dict[str, Any] = conninfo_to_dict(self._address)
+        else:
+            parameters = connection_parameters(self._address)
+        return psycopg.connect(**{**limited(parameters), "autocommit": True})
+
+
+# Not behind a pooler: the session is somebody else's next.
+_NEVER_TOO_IDLE = """
+SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout' AND pg_backend_pid() = %s
+"""
 
 
 def connection_parameters(alias: str) -> dict[str, Any]:

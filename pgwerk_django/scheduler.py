@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import math
 import random
 import threading
 import time
@@ -12,13 +13,13 @@ from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections
 
 import pgwerk_django
-from pgwerk_django import conf, prepared, signals, targets
+from pgwerk_django import conf, prepared, signals, targets, watchdog
 from pgwerk_django import registry as declared
 from pgwerk_django.alerts import Watch
 from pgwerk_django.exceptions import shown
 from pgwerk_django.handover import HandOver, hand_over
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, Recovery, clean_up, keep_house, recover_old
-from pgwerk_django.loop import Bell, Every, Loop, Runner, listening
+from pgwerk_django.loop import STOPS_WITHIN, Bell, Every, Loop, Runner, guarded, listening
 from pgwerk_django.models import (
     HEARTBEAT,
     Origin,
@@ -92,6 +93,8 @@ class Coming(NamedTuple):
 class _Service:
     """What `Scheduler.run()` gives to its loop: sync first, then ticks, with housekeeping in between."""
 
+    shutdown_timeout = STOPS_WITHIN
+
     def __init__(self, scheduler: "Scheduler", batch_size: int | None) -> None:
         self._scheduler = scheduler
         self._batch_size = batch_size
@@ -150,7 +153,8 @@ class _Service:
     def _sync(self) -> bool:
         """Whether it could be done: a row that somebody holds must not keep us from hearing that we are to stop."""
         try:
-            self._scheduler._synchronise(self._stand_by.grace, lock_timeout=SYNC_PATIENCE, process=self._process)
+            with watchdog.allowing(conf.current().LEASE):  # it writes all that code declares at once
+                self._scheduler._synchronise(self._stand_by.grace, lock_timeout=SYNC_PATIENCE, process=self._process)
         except OperationalError as error:
             if not is_held(error):
                 raise
@@ -217,6 +221,7 @@ class Scheduler:
         self.on_unregistered = check_on_unregistered(on_unregistered)
         self._using = using
         self._loop: Loop | None = None
+        self._once: watchdog.Watch | None = None
         self._stopped = False
         self._pace = Pace()
 
@@ -269,16 +274,18 @@ class Scheduler:
 
     def run_once(self, batch_size: int | None = None) -> None:
         """Sync, tick until nothing is due (or `stop()`), hand over, keep house: for sites that start it from cron."""
-        self._synchronise(orphan_grace())
-        self._schedules.retry_set_aside()
-        while not self._stopped and self.tick(batch_size):
-            pass
-        recover_old(using=self.using)
-        hand_over(str(Process.here("scheduler", version=pgwerk_django.__version__)), using=self.using)
-        keep_house(using=self.using)
-        watch = Watch(using=self.using)
-        watch.look()
-        watch.close()
+        with guarded(self.using, on_hung=signals.send_statement_hung) as (self._once, _):
+            with watchdog.allowing(math.inf):
+                self._synchronise(orphan_grace())
+            self._schedules.retry_set_aside()
+            while not self._stopped and self.tick(batch_size):
+                pass
+            recover_old(using=self.using)
+            hand_over(str(Process.here("scheduler", version=pgwerk_django.__version__)), using=self.using)
+            keep_house(using=self.using)
+            watch = Watch(using=self.using)
+            watch.look()
+            watch.close()
 
     def tick(self, batch_size: int | None = None) -> int:
         """One batch of what is due: how many schedules it handled (0: nothing was due, or others hold it)."""
@@ -298,6 +305,7 @@ class Scheduler:
             on_lost=signals.send_database_lost,
             on_back=signals.send_database_back,
             on_refused=signals.send_statement_refused,
+            on_hung=signals.send_statement_hung,
         )
         channels = ["pgwerk_schedules", *(["pgwerk_jobs"] if others else [])]
         try:
@@ -315,6 +323,16 @@ class Scheduler:
         self._stopped = True
         if self._loop is not None:
             self._loop.stop()
+        if self._once is not None:
+            self._once.end_by(time.monotonic() + STOPS_WITHIN)
+
+    def hurry(self) -> None:
+        """End `run()` or `run_once()` now: a statement that hangs is given up. Safe from any thread and from signal handlers."""
+        self.stop()
+        if self._loop is not None:
+            self._loop.hurry()
+        if self._once is not None:
+            self._once.end_by(time.monotonic())
 
     # -- schedules made at run time
 
@@ -447,6 +465,9 @@ class Scheduler:
 
     async def astop(self) -> None:
         self.stop()
+
+    async def ahurry(self) -> None:
+        self.hurry()
 
     async def acron(self, expr: str, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
         return await sync_to_async(self.cron)(expr, func, *args, **kwargs)

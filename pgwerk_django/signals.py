@@ -62,6 +62,7 @@ housekept = Signal()  # jobs, processes: counts of rows deleted
 database_lost = Signal()  # error
 database_back = Signal()  # seconds: how long it was away
 statement_refused = Signal()  # error: cancelled by a time limit, or by somebody's lock; it is tried again
+statement_hung = Signal()  # seconds: that it had run when it was ended, statement: its beginning
 metrics_served = Signal()  # address: where this process shows them
 metrics_failed = Signal()  # error: what is in the database could not be measured; told once, until it can be
 listen_failed = Signal()  # error: wake-ups will not come, polling goes on
@@ -107,6 +108,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     database_lost: ("database_lost", logging.ERROR),
     database_back: ("database_back", logging.WARNING),
     statement_refused: ("statement_refused", logging.WARNING),
+    statement_hung: ("statement_hung", logging.WARNING),
     metrics_served: ("metrics_served", logging.INFO),
     metrics_failed: ("metrics_failed", logging.WARNING),
     listen_failed: ("listen_failed", logging.WARNING),
@@ -174,6 +176,10 @@ def send_database_back(seconds: float) -> None:
 
 def send_statement_refused(error: Exception) -> None:
     send_now(statement_refused, error=described(error))
+
+
+def send_statement_hung(seconds: float, statement: str) -> None:
+    send_now(statement_hung, seconds=round(seconds, 1), statement=" ".join(statement.split()))
 
 
 def send_listen_failed(error: Exception) -> None:

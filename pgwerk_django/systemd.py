@@ -16,7 +16,7 @@ class Notifier:
         address = os.environ.get("NOTIFY_SOCKET", "")
         # "@" stands for the zero byte of a name that is in no file system.
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
-        self._every = _watchdog_seconds() / 2
+        self._every = watchdog_seconds() / 2
         self._told = float("-inf")
         self._last: dict[str, str] = {}
 
@@ -47,8 +47,8 @@ class Notifier:
             manager.sendto(text.encode(errors="replace"), self._address)
 
 
-def _watchdog_seconds() -> float:
-    """0 where there is none, or where it watches another process."""
+def watchdog_seconds() -> float:
+    """Return after how much silence systemd restarts this process: 0 where it does not, or where it watches another process."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or pid not in ("", str(os.getpid())):
         return 0

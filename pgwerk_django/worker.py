@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,8 @@ AT_HAND, MOST_AT_HAND = 0.002, 20  # as much work, and jobs at most, a process h
 LONGEST_AT_HAND = 0.1  # it gives back what it has not started by then
 BEGIN_AFTER = 0.01  # before that, a job's start is written with its end
 PROGRESS_EVERY = 0.5
+# Between two looks of the thread that keeps time limits while the loop's own thread waits for the database.
+LOOK_AFTER = 0.25
 STOPS_WITHIN = 1.0  # a job that is told to stop, or the process that runs it is killed
 CLEAN_MORE = 1.0  # to the next batch of expired jobs, when there are more
 AWAY = 0.5  # between two tries to say the last things to a database that is away
@@ -103,6 +106,10 @@ class Worker:
         self._watch = Watch(using=self.using)
         self._loop: Loop | None = None
         self._stopped = self._hurried = self._recovered_old = False
+        self._ends_at: float | None = None  # when what runs is to end, once it was told to stop
+        self._is_over = threading.Event()
+        # Two threads stop jobs. While it is held, no job is given to another child.
+        self._deciding = threading.RLock()
 
     # -- the loop's side
 
@@ -115,6 +122,7 @@ class Worker:
             on_lost=signals.send_database_lost,
             on_back=signals.send_database_back,
             on_refused=signals.send_statement_refused,
+            on_hung=signals.send_statement_hung,
         )
         with listening(self.bell, "pgwerk_jobs", on_failed=signals.send_listen_failed):
             if self._stopped:
@@ -124,14 +132,25 @@ class Worker:
     def stop(self) -> None:
         """Stop claiming; finish what runs. Safe from any thread and from signal handlers."""
         self._stopped = True
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + self.shutdown_timeout
         if self._loop is not None:
             self._loop.stop()
         self.bell.ring()
 
     def hurry(self) -> None:
-        """Stop now: what runs is ended and handed back."""
+        """Stop now: what runs is ended and handed back. Safe from any thread and from signal handlers."""
+        now = time.monotonic()
+        self._ends_at = now if self._ends_at is None else min(self._ends_at, now)
         self._hurried = True
         self.stop()
+        if self._loop is not None:
+            self._loop.hurry()
+
+    def kill_children(self) -> None:
+        """Kill the processes that run jobs: for a process that ends without a further word, as by `os._exit`."""
+        for child in self._children or ():
+            child.kill()
 
     @property
     def ready(self) -> bool:
@@ -156,7 +175,9 @@ class Worker:
         if children is None:
             return
         self._stopped = True
-        ends = time.monotonic() + self.shutdown_timeout
+        if self._ends_at is None:  # its loop did not end by `stop()`
+            self._ends_at = time.monotonic() + self.shutdown_timeout
+        ends = self._ends_at
         self._try(lambda: self._hand_back(children.take_back()))
         while self._held and not self._hurried and (left := ends - time.monotonic()) > 0:
             # A database that is away may be back before the time is over.
@@ -167,6 +188,7 @@ class Worker:
         self.handed_back = sum(held.started is not None for held in self._held.values())
         while not self._try(self._settle) and not self._hurried and (left := ends - time.monotonic()) > 0:
             self.bell.wait(min(left, AWAY))
+        self._is_over.set()
         signals.send_now(signals.process_stopped, role="worker")
         self._teller.close(TELLS_WITHIN)
         self._watch.close()
@@ -190,7 +212,18 @@ class Worker:
                 threads=self.threads,
             )
             self._children.tend()
+            threading.Thread(
+                target=self._keep_time, args=[self._children], name="pgwerk-time-limits", daemon=True
+            ).start()
         return self._children
+
+    def _keep_time(self, children: Children) -> None:
+        """Stop jobs and processes in time also while a statement of the loop's thread hangs. On a thread of its own."""
+        while not self._is_over.wait(LOOK_AFTER):
+            self._stop_late()
+            if self._ends_at is not None and time.monotonic() - self._ends_at > LOOK_AFTER:
+                children.end()
+                return
 
     def _tend(self, children: Children) -> None:
         """Everything but claiming. What needs no database comes first: it goes on while that is away."""
@@ -257,7 +290,8 @@ class Worker:
             elif word == "late" and key in self._held:
                 self._lose(self._held.pop(key))
             elif word == "back" and child is not None:
-                children.came_back(child, value)
+                with self._deciding:
+                    children.came_back(child, value)
             elif word == "unborn":
                 self._tell(signals.child_died, pid=0, how=f"it could not be started: {value}")
             elif word == "gone" and child is not None:
@@ -282,7 +316,9 @@ class Worker:
 
     def _bury(self, children: Children, child: Child) -> None:
         """Jobs that were stopped have ended with it. Those beside them are handed back if we killed it, and have failed if not."""
-        for held in children.forget(child):
+        with self._deciding:
+            went = children.forget(child)
+        for held in went:
             if held.stopping is not None:
                 self._ended(held.key, self._failure(held, held.stopping))
             elif child.condemned:
@@ -296,26 +332,31 @@ class Worker:
     # -- stopping jobs
 
     def _stop(self, held: Held, why: PgwerkError) -> None:
-        if held.stopping is None and held.child is not None:
-            held.stopping, held.stopped = why, time.monotonic()
-            held.child.tell("stop", held)
+        with self._deciding:
+            if held.stopping is None and held.child is not None:
+                held.stopping, held.stopped = why, time.monotonic()
+                held.child.tell("stop", held)
 
     def _stop_late(self) -> None:
         now = time.monotonic()
-        for held in list(self._held.values()):
+        for held in self._held.copy().values():
             if held.deadline is not None and held.deadline <= now:
                 self._stop(held, JobTimeout(held.timeout or 0))
-            if held.stopped is not None and held.child is not None:
+            if held.stopped is not None:
                 its_own, of_all = self._end_of_patience(held.stopped)
                 if its_own <= now:
-                    self._condemn(held.child, patience_is_over=of_all <= now)
+                    self._condemn(held, patience_is_over=of_all <= now)
 
-    def _condemn(self, child: Child, patience_is_over: bool) -> None:
-        """A job in it does not stop: no more jobs for it, and its end once the jobs beside that one are done."""
-        child.retired = True
-        if not child.condemned and (patience_is_over or all(held.stopping for held in list(child.running.values()))):
-            child.condemned = True
-            child.kill()
+    def _condemn(self, held: Held, patience_is_over: bool) -> None:
+        """It does not stop: no more jobs for its child, and the child's end once the jobs beside it are done."""
+        with self._deciding:
+            child = held.child
+            if child is None or child.is_dead():
+                return
+            child.retired = True
+            if not child.condemned and (patience_is_over or all(one.stopping for one in list(child.running.values()))):
+                child.condemned = True
+                child.kill()
 
     def _end_of_patience(self, stopped: float) -> tuple[float, float]:
         """With a job that was told to stop; and with those beside it, which its process is to end with."""

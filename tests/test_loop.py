@@ -18,6 +18,7 @@ class Steps:
     """Gives back the delays it was given, one a step, and stops its loop at the end; an exception is raised."""
 
     ready = True
+    shutdown_timeout = 5.0
 
     def __init__(self, *script: float | Exception) -> None:
         self.script = list(script)

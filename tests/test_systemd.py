@@ -58,6 +58,7 @@ class Steps:
     """Runs `script`, one entry a step, and stops the loop at its end."""
 
     ready = True
+    shutdown_timeout = 5.0
 
     def __init__(self, *script: Any) -> None:
         self.script = list(script)

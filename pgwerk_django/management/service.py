@@ -78,23 +78,30 @@ def port(text: str) -> int:
 
 
 @contextlib.contextmanager
-def stopping(stop: Callable[[], None], hurry: Callable[[], None] | None = None) -> Iterator[None]:
-    """Call `stop` at SIGTERM or SIGINT, and `hurry` at a second one (without it, end at once). Only in the main thread."""
+def stopping(
+    stop: Callable[[], None], hurry: Callable[[], None] | None = None, last: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Call `stop` at SIGTERM or SIGINT, and `hurry` at a second one. At a further one call `last`, and end the process at once.
+
+    Without `hurry` the second signal ends it. None of the three may wait for anything. Only in the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[float] = []
+    steps = [stop, *([hurry] if hurry else [])]
+    asked = float("-inf")
 
     def tell(number: int) -> None:
-        if not asked:
-            stop()
-        elif time.monotonic() - asked[0] < SAME_REQUEST:
+        nonlocal asked
+        if time.monotonic() - asked < SAME_REQUEST:
             return
-        elif hurry is None:
-            os._exit(128 + number)
+        asked = time.monotonic()
+        if steps:
+            steps.pop(0)()
         else:
-            hurry()
-        asked.append(time.monotonic())
+            if last is not None:
+                last()
+            os._exit(128 + number)
 
     with hearing(signal.SIGTERM, signal.SIGINT, tell=tell):
         yield

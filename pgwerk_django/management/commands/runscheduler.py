@@ -48,7 +48,14 @@ class Command(PgwerkCommand):
             if worker:
                 worker.stop()
 
-        with showing_metrics(options, state=True), stopping(stop, worker.hurry if worker else None):
+        def hurry() -> None:
+            scheduler.hurry()
+            if worker:
+                worker.hurry()
+
+        # Without jobs to be handed back, the second signal may end the process: what a tick has not committed, another makes.
+        signals = stopping(stop, hurry, worker.kill_children) if worker else stopping(stop)
+        with showing_metrics(options, state=True), signals:
             if options["once"]:
                 scheduler.run_once(options["batch_size"])
                 if worker:

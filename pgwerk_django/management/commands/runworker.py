@@ -29,7 +29,7 @@ def queue_names(text: str) -> list[str]:
 class Command(PgwerkCommand):
     help = (
         "Runs jobs in child processes. Any number may run. SIGTERM or Ctrl-C lets the jobs at hand finish (exit code 0, or 3"
-        " when some had to be stopped and handed back), a second one stops them now."
+        " when some had to be stopped and handed back), a second one stops them now, a third one kills everything."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -49,6 +49,6 @@ class Command(PgwerkCommand):
         if not options["burst"]:
             spare_the_collector()
         worker = Worker(queues=options["queues"], burst=options["burst"], **worker_options(options))
-        with showing_metrics(options), stopping(worker.stop, worker.hurry):
+        with showing_metrics(options), stopping(worker.stop, worker.hurry, worker.kill_children):
             worker.run()
         tell_if_not_finished(worker)
