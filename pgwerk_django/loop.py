@@ -172,6 +172,7 @@ class Loop:
         self._stopping = False
         self._ends_at = math.inf
         self._watch: Watch | None = None
+        self._options: dict[str, Any] = {}  # with which it connects
         self._lost_at: float | None = None
         self._is_refused = False
         self._retry = FIRST_RETRY
@@ -187,6 +188,7 @@ class Loop:
     def hurry(self) -> None:
         """Stop, and wait for no statement that hangs. Safe from any thread and from signal handlers."""
         self.stop()
+        self._options["connect_timeout"] = LAST_CONNECT
         self._end_by(time.monotonic())
 
     def _end_by(self, instant: float) -> None:
@@ -195,7 +197,7 @@ class Loop:
             self._watch.end_by(self._ends_at)
 
     def run(self) -> None:
-        with guarded(self._using, on_hung=self._on_hung) as (self._watch, options):
+        with guarded(self._using, on_hung=self._on_hung) as (self._watch, self._options):
             self._end_by(self._ends_at)  # it may have been stopped before
             try:
                 while not self._stopping:
@@ -204,12 +206,12 @@ class Loop:
                     if delay > 0 and not self._stopping:
                         self.bell.wait(delay)
             finally:
-                self._close(options)
+                self._close()
 
-    def _close(self, options: dict[str, Any]) -> None:
+    def _close(self) -> None:
         self._notifier.say(STOPPING="1", STATUS="stopping")
         if self._lost_at is not None:
-            options["connect_timeout"] = LAST_CONNECT
+            self._options["connect_timeout"] = LAST_CONNECT
         for runner in self._runners:
             # A database that is away now will find our leases and heartbeats run out.
             with contextlib.suppress(*Lost):

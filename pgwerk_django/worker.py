@@ -1,6 +1,7 @@
 """Claim jobs under a lease, have them run, finish them: at least once each, and only by whoever holds the claim."""
 
 import functools
+import itertools
 import json
 import os
 import queue
@@ -186,8 +187,7 @@ class Worker:
         children.end()  # first: what is handed back, another may run at once
         self._hear(children)
         self.handed_back = sum(held.started is not None for held in self._held.values())
-        while not self._try(self._settle) and not self._hurried and (left := ends - time.monotonic()) > 0:
-            self.bell.wait(min(left, AWAY))
+        self._settle_in_time(ends)
         self._is_over.set()
         signals.send_now(signals.process_stopped, role="worker")
         self._teller.close(TELLS_WITHIN)
@@ -511,6 +511,16 @@ class Worker:
         started = [str(held.told()) for held in mine if held.started is not None and held.key[0] in returned]
         if started:
             self._tell(signals.jobs_handed_back, jobs=started)
+
+    def _settle_in_time(self, ends: float) -> None:
+        """Try it twice at least: the first connection may be dead without a word, and the second is a new one."""
+        for tries in itertools.count(1):
+            if self._try(self._settle):
+                return
+            left = 0 if self._hurried else ends - time.monotonic()
+            if left <= 0 and tries > 1:
+                return
+            self.bell.wait(min(max(left, 0), AWAY))
 
     def _settle(self) -> None:
         """The last things said: outcomes, and what others are to run."""
