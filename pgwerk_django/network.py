@@ -51,17 +51,17 @@ def _said_outside(service: Any) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def limits_for(using: str) -> Iterator[dict[str, Any]]:
-    """Have this thread's connection to `using` made with `limited` options. Yield its OPTIONS.
+def limits_for(using: str, **forced: int) -> Iterator[dict[str, Any]]:
+    """Have this thread's connection to `using` made with `limited` options, or with what is `forced`. Yield its OPTIONS.
 
     Other threads keep what the settings say: a process may have more to do than to run a scheduler. A connection that is
-    open already is closed, unless it is in a transaction.
+    open already is closed, unless it is in a transaction, or something is forced.
     """
     connection = connections[using]
     before = connection.settings_dict
-    options = limited(before["OPTIONS"])
+    options = {**limited(before["OPTIONS"]), **forced}
     connection.settings_dict = {**before, "OPTIONS": options}
-    if options != before["OPTIONS"] and not connection.in_atomic_block:
+    if options != before["OPTIONS"] and not (forced or connection.in_atomic_block):
         connection.close()
     try:
         yield options

@@ -94,7 +94,8 @@ class Watch:
 
     def look(self) -> None:
         """End the statement if it has hung for too long: cancel it first, and shut its socket down later."""
-        since = self._since
+        with self._lock:
+            since, statement = self._since, self._statement
         if since != self._seen:
             self._seen = self._cancelled_at = None
             self._is_cut = False
@@ -104,28 +105,26 @@ class Watch:
             return
         if self._seen is None:  # look twice: a connection that is being set up runs statements that are not marked
             self._seen = since
-        elif self._cancelled_at is None and not self.is_over:
+        elif self._cancelled_at is None:
             self._cancelled_at = now
-            threading.Thread(target=self._cancel, args=[now - since], name="pgwerk-cancel", daemon=True).start()
-        elif self.is_over or (self._cancelled_at and now - self._cancelled_at >= min(CANCEL_TAKES, self._limit / 2)):
+            self._start_cancel(now - since, statement)
+        elif self.is_over or now - self._cancelled_at >= min(CANCEL_TAKES, self._limit / 2):
             self._is_cut = self._cut(since)
-            if self._is_cut and self._cancelled_at is None:
-                threading.Thread(target=self._tell, args=[now - since], name="pgwerk-tell-hung", daemon=True).start()
 
     def _is_active(self) -> bool:
         connection = self._connection()
         return connection is not None and connection.pgconn.transaction_status == TransactionStatus.ACTIVE
 
-    def _cancel(self, seconds: float) -> None:
-        """On a thread of its own: with libpq before 17, it may wait for a dead network as long as the statement."""
-        connection = self._connection()
-        if connection is not None:
-            with contextlib.suppress(psycopg.Error, OSError):
-                connection.cancel_safe(timeout=CANCEL_TAKES)
-        self._tell(seconds)
+    def _start_cancel(self, seconds: float, statement: Any) -> None:
+        def cancel() -> None:
+            connection = self._connection()
+            if connection is not None:
+                with contextlib.suppress(psycopg.Error, OSError):
+                    connection.cancel_safe(timeout=CANCEL_TAKES)
+            self._on_hung(seconds, str(statement)[:LONGEST_SHOWN])
 
-    def _tell(self, seconds: float) -> None:
-        self._on_hung(seconds, str(self._statement)[:LONGEST_SHOWN])
+        # Over a dead network it may wait for long (with libpq before 17), and so may who is told.
+        threading.Thread(target=cancel, name="pgwerk-cancel", daemon=True).start()
 
     def _cut(self, since: float) -> bool:
         """Shut the socket down. Never close it from here: its number might be another file's by the time it is used."""

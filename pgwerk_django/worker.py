@@ -1,7 +1,6 @@
 """Claim jobs under a lease, have them run, finish them: at least once each, and only by whoever holds the claim."""
 
 import functools
-import itertools
 import json
 import os
 import queue
@@ -22,8 +21,9 @@ from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
 from pgwerk_django.execution import Outcome
 from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, Recovery, clean_up, recover_old
-from pgwerk_django.loop import Bell, Every, Loop, Lost, listening
+from pgwerk_django.loop import LAST_CONNECT, Bell, Every, Loop, Lost, listening
 from pgwerk_django.models import HEARTBEAT, Job, Process, Status
+from pgwerk_django.network import limits_for
 from pgwerk_django.targets.results import finished_elsewhere
 
 # Seconds. Under load outcomes are written, and jobs claimed, at most so often: more at once cost less each.
@@ -513,14 +513,14 @@ class Worker:
             self._tell(signals.jobs_handed_back, jobs=started)
 
     def _settle_in_time(self, ends: float) -> None:
-        """Try it twice at least: the first connection may be dead without a word, and the second is a new one."""
-        for tries in itertools.count(1):
+        while not self._hurried and (left := ends - time.monotonic()) > 0:
             if self._try(self._settle):
                 return
-            left = 0 if self._hurried else ends - time.monotonic()
-            if left <= 0 and tries > 1:
-                return
-            self.bell.wait(min(max(left, 0), AWAY))
+            self.bell.wait(min(left, AWAY))
+        # The time is over. Two tries: the connection at hand may be dead without a word, and the next one is new.
+        with limits_for(self.using, connect_timeout=LAST_CONNECT):
+            if not self._try(self._settle):
+                self._try(self._settle)
 
     def _settle(self) -> None:
         """The last things said: outcomes, and what others are to run."""

@@ -47,7 +47,9 @@ class Line:
         """Accept new connections, and pass nothing on."""
         self._refuses = True
 
-    def close(self) -> None:
+    def close(self) -> list[int]:
+        """Return the ports from which the server was called."""
+        ports = [there.getsockname()[1] for _, there, _ in self._pairs]
         sockets = [self._listening, *(each for pair in self._pairs for each in pair[:2])]
         for each in sockets:
             with contextlib.suppress(OSError):
@@ -56,6 +58,7 @@ class Line:
             thread.join(10)
         for each in sockets:
             each.close()
+        return ports
 
     def _start(self, target: Callable[..., None], *args: Any) -> None:
         self._threads.append(threading.Thread(target=target, args=args, daemon=True))

@@ -38,7 +38,14 @@ LONG = 3600.0
 def line() -> Iterator[Line]:
     one = Line(database_url())
     yield one
-    one.close()
+    ports = one.close()
+    wait_until(lambda: not any(port in ports for port in client_ports()))
+
+
+def client_ports() -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT client_port FROM pg_stat_activity WHERE datname = current_database()")
+        return [port for (port,) in cursor.fetchall()]
 
 
 def every_second() -> None:
@@ -71,29 +78,23 @@ def seconds_to_end(process: Started) -> float:
 # -- a job's time limit, and signals, need no database -----------------------------------------------------------------
 
 
-def test_a_timeout_is_kept_while_a_statement_of_the_worker_hangs(manage: Any, line: Line) -> None:
-    Job.objects.create(function="tests.functions.beat", timeout=1)
-    worker = manage("runworker", "--concurrency=1", "--shutdown-timeout=30", DATABASE_URL=line.url)
+def test_timeouts_are_kept_while_a_statement_of_the_worker_hangs(manage: Any, line: Line) -> None:
+    beats = Job.objects.create(function="tests.functions.beat", timeout=1)
+    stuck = Job.objects.create(function="tests.functions.sleep", timeout=1)  # only the end of its process stops it
+    worker = manage("runworker", "--concurrency=2", DATABASE_URL=line.url)
+    pid = noted("asleep")
     noted("beat")
     line.swallow()
     wait_until(lambda: time.monotonic() - functions.read()[-1][1] > 1, 10)
-    assert not worker.says("statement_hung")
+    wait_until(lambda: not is_alive(pid), 10)
+    assert not worker.says("statement_hung")  # no new connection has helped
     worker.process.terminate()
     another_signal(worker)
     assert seconds_to_end(worker) < 10
     assert worker.process.returncode == 0, worker.text()
-    job = Job.objects.get()
-    assert (job.status, job.error) == ("FAILED", "timed out after 1 s")
-
-
-def test_a_timeout_is_kept_of_a_job_that_only_a_kill_stops(manage: Any, line: Line) -> None:
-    Job.objects.create(function="tests.functions.sleep", timeout=1)
-    worker = manage("runworker", "--concurrency=1", DATABASE_URL=line.url)
-    pid = noted("asleep")
-    line.swallow()
-    wait_until(lambda: not is_alive(pid), 10)
-    assert not worker.says("statement_hung")
-    worker.process.kill()
+    for job in (beats, stuck):
+        job.refresh_from_db()
+        assert (job.status, job.error) == ("FAILED", "timed out after 1 s")
 
 
 @pytest.mark.parametrize("command", [["runworker"], ["runscheduler", "--with-worker"]], ids=" ".join)
@@ -137,16 +138,6 @@ def test_a_third_signal_kills_everything(manage: Any, line: Line) -> None:
     assert seconds_to_end(worker) < 2
     assert worker.process.returncode == 128 + signal.SIGTERM
     wait_until(lambda: not is_alive(pid))
-
-
-def test_a_scheduler_whose_statement_hangs_ends_at_one_signal(manage: Any, line: Line) -> None:
-    every_second()
-    scheduler = manage("runscheduler", "--on-unregistered=keep", DATABASE_URL=line.url)
-    wait_until(lambda: Job.objects.exists())
-    line.swallow()
-    scheduler.process.terminate()
-    assert seconds_to_end(scheduler) < 15
-    assert scheduler.process.returncode == 0, scheduler.text()
 
 
 def test_a_signal_ends_it_while_it_connects(manage: Any, line: Line) -> None:
@@ -198,7 +189,7 @@ def test_packets_that_are_dropped_are_noticed_by_the_options_of_the_connection(m
     dead_since = now()
     wait_until(lambda: Job.objects.filter(due_at__gt=dead_since).exists(), 15)
     assert not scheduler.says("statement_hung")
-    assert scheduler.says("database_back")
+    wait_until(lambda: scheduler.says("database_back"))
     assert scheduler.stop() == 0
 
 
@@ -256,14 +247,14 @@ def test_a_commit_is_cancelled_too(watch: watchdog.Watch) -> None:
 def test_many_short_statements_are_no_long_one(watch: watchdog.Watch, told: list[tuple[float, str]]) -> None:
     started = time.monotonic()
     with transaction.atomic():
-        while time.monotonic() - started < 1.5:
+        while time.monotonic() - started < 1:
             run("SELECT pg_sleep(0.1)")
     assert told == []
 
 
 def test_a_block_may_be_allowed_more(watch: watchdog.Watch) -> None:
     with watchdog.allowing(30):
-        run("SELECT pg_sleep(1.5)")
+        run("SELECT pg_sleep(1)")
     with pytest.raises(OperationalError):
         run("SELECT pg_sleep(60)")
 
@@ -276,7 +267,10 @@ def test_once_its_time_is_over_a_statement_is_not_waited_for(watch: watchdog.Wat
     connection.close()
 
 
-def test_where_no_cancel_arrives_the_socket_is_shut_down(line: Line, told: list[tuple[float, str]]) -> None:
+def test_where_no_cancel_arrives_the_socket_is_shut_down(
+    line: Line, told: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "CANCEL_TAKES", 0.2)
     with through(line), watchdog.watching("default", limit=0.5, on_hung=lambda *event: told.append(event)):
         run("SELECT 1")
         line.answer_nobody()
@@ -435,6 +429,22 @@ def test_the_loops_connection_has_limits_and_the_sites_own_have_none() -> None:
     assert socket_options() == usual
 
 
+def test_a_loop_that_is_stopped_waits_for_no_statement_for_longer_than_its_runners_may_take() -> None:
+    hangs = Hangs()
+    threading.Timer(0.2, hangs.loop.stop).start()
+    started = time.monotonic()
+    hangs.loop.run()
+    assert 1 <= time.monotonic() - started < 5
+
+
+class Hangs(Looks):
+    shutdown_timeout = 0.3
+
+    def step(self) -> float:
+        run("SELECT pg_sleep(60)")
+        return 0
+
+
 def test_a_connection_amid_a_transaction_is_left_alone() -> None:
     with transaction.atomic():
         run("CREATE TEMPORARY TABLE mine ON COMMIT DROP AS SELECT 1")
@@ -444,10 +454,7 @@ def test_a_connection_amid_a_transaction_is_left_alone() -> None:
 
 # -- LISTEN ------------------------------------------------------------------------------------------------------------
 
-LISTENERS = (
-    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    " AND application_name = 'tests-listener' AND query NOT LIKE 'SELECT%' AND state = 'idle'"
-)
+LISTENERS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tests-listener'"
 
 
 class Heard:
