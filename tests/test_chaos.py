@@ -16,7 +16,8 @@ import pytest
 
 from tests.chaos import names, selftest
 from tests.chaos.auditor import Verdict, audit, expected
-from tests.chaos.evidence import Event, Evidence, Row, Standing
+from tests.chaos.evidence import Act, Change, Event, Evidence, Hit, Row, Run, Send, Standing
+from tests.chaos.explanations import Explanations
 from tests.chaos.faults import FAULTS, arm, strikes
 from tests.chaos.report import Report
 from tests.chaos.world import World
@@ -220,6 +221,286 @@ def test_cron_is_judged_by_the_oracle() -> None:
     ]
 
 
+# -- what explains an irregularity, and what does not
+
+W1, W2 = 101, 102  # process ids of two workers
+JOB = "s@5"
+
+
+def hit(kind: str, began: float, ended: float | None = None, pid: int | None = None) -> Hit:
+    return Hit(kind, at(began), at(began if ended is None else ended), pid)
+
+
+def change(seconds: float, status: str | None, was: str | None = None, **values: Any) -> Change:
+    return Change(at(seconds), JOB, status, was, **{"worker": W1, "by": W1, **values})
+
+
+INSERTED = change(5.01, "READY", worker=None, by=None)
+CLAIMED = change(5.1, "RUNNING", "READY", claims=1, attempt=1)
+
+
+def recorded(changes: list[Change], *hits: Hit, runs: list[Run], acts: list[Act] | None = None, **job: Any) -> Evidence:
+    """Evidence of a schedule whose fifth job has this record, and whose other jobs have none and are right."""
+    fifth = dataclasses.replace(ALL[4], **job)
+    right = evidence([*ALL[:4], fifth, *ALL[5:]])
+    return dataclasses.replace(
+        right,
+        began=Counter(right.began | {JOB: len(runs)}),
+        done=Counter(right.done | {JOB: sum(run.ended is not None for run in runs)}),
+        changes=changes,
+        runs=runs,
+        hits=hits,
+        acts=acts or [],
+    )
+
+
+def run_twice(*hits: Hit) -> set[str]:
+    """W1 ran the job to its end; after the lease ran out, W2 did so again."""
+    taken = change(7, "READY", "RUNNING", claims=1, attempt=0, attempt_before=1, prefetched=True, by=W2)
+    again = change(7.1, "RUNNING", "READY", claims=2, attempt=1, worker=W2, by=W2)
+    ended = change(7.2, "SUCCESSFUL", "RUNNING", claims=2, attempt=1, attempt_before=1, worker=W2, by=W2)
+    runs = [Run(JOB, 1, W1, at(5.2), at(5.3)), Run(JOB, 2, W2, at(7.1), at(7.2))]
+    return kinds(audit(recorded([INSERTED, CLAIMED, taken, again, ended], *hits, runs=runs, claims=2, attempt=1)))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        hit("kill", 6, pid=W1),
+        hit("freeze", 5.2, 9, pid=W1),
+        hit("partition", 3, 6, pid=W1),
+        hit("stop", 6, 6.5, pid=W1),
+        hit("child", 5.3, pid=W1),
+    ],
+)
+def test_a_second_run_is_explained_by_a_fault_of_the_process_that_held_the_claim(fault: Hit) -> None:
+    assert run_twice(fault) == set()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        hit("kill", 6, pid=W2),  # another process
+        hit("freeze", 5.2, 9, pid=W2),
+        hit("kill", 3, pid=W1),  # before the claim
+        hit("kill", 9, pid=W1),  # after its end
+        hit("outage", 5, 9),  # leases outlast these
+        hit("lock", 5, 9),
+        hit("limit", 5, 9),
+        hit("machine", 5, 9),
+    ],
+)
+def test_a_fault_elsewhere_explains_no_second_run(fault: Hit) -> None:
+    assert run_twice(fault) == {"doubled", "wrong"}
+
+
+def test_two_runs_without_any_fault_or_record_are_found() -> None:
+    assert run_twice() == {"doubled", "wrong"}
+    twice = Counter(dict.fromkeys((each.id for each in ALL), 2))
+    unrecorded = [dataclasses.replace(each, claims=2, attempt=2) for each in ALL]
+    assert kinds(audit(dataclasses.replace(evidence(unrecorded), began=twice, done=twice))) == {"doubled"}
+
+
+def test_two_runs_under_one_claim_are_never_explained() -> None:
+    ended = change(5.4, "SUCCESSFUL", "RUNNING", claims=1, attempt=1, attempt_before=1)
+    runs = [Run(JOB, 1, W1, at(5.2), at(5.3)), Run(JOB, 1, W1, at(5.3), at(5.35))]
+    found = kinds(audit(recorded([INSERTED, CLAIMED, ended], hit("kill", 5.3, pid=W1), runs=runs)))
+    assert found == {"doubled", "wrong"}
+
+
+def test_a_job_that_failed_runs_again() -> None:
+    changes = [
+        INSERTED,
+        CLAIMED,
+        change(5.3, "READY", "RUNNING", claims=1, attempt=1, attempt_before=1),
+        change(6, "RUNNING", "READY", claims=2, attempt=2, worker=W2, by=W2),
+        change(6.1, "SUCCESSFUL", "RUNNING", claims=2, attempt=2, attempt_before=2, worker=W2, by=W2),
+    ]
+    runs = [Run(JOB, 1, W1, at(5.2)), Run(JOB, 2, W2, at(6), at(6.1))]
+    assert audit(recorded(changes, runs=runs, claims=2, attempt=2)).clean
+
+
+def test_a_claim_of_what_another_holds_is_found() -> None:
+    again = change(5.1, "RUNNING", "RUNNING", claims=2, attempt=2, attempt_before=1, worker=W2, by=W2)
+    ended = change(5.2, "SUCCESSFUL", "RUNNING", claims=2, attempt=2, attempt_before=2, worker=W2, by=W2)
+    runs = [Run(JOB, 1, W1, at(5.15)), Run(JOB, 2, W2, at(5.15), at(5.2))]
+    for hits in ([], [hit("kill", 5.15, pid=W1)]):
+        found = audit(recorded([INSERTED, CLAIMED, again, ended], *hits, runs=runs, claims=2, attempt=2))
+        assert kinds(found) == {"wrong"}
+
+
+def failed_unbegun(*hits: Hit, prefetched: bool) -> set[str]:
+    """The only attempt of a job is spent, and it never began."""
+    taken = change(7, "FAILED", "RUNNING", claims=1, attempt=1, attempt_before=1, prefetched=prefetched, by=W2)
+    job = {"status": "FAILED", "attempt": 1, "max_attempts": 1, "finished_at": at(7)}
+    return kinds(audit(recorded([INSERTED, CLAIMED, taken], *hits, runs=[], **job)))
+
+
+def test_a_failure_that_never_began_is_explained_by_its_holder_only() -> None:
+    assert failed_unbegun(prefetched=False) == {"wrong"}
+    assert failed_unbegun(hit("outage", 5, 7), hit("kill", 6, pid=W2), prefetched=False) == {"wrong"}
+    assert failed_unbegun(hit("kill", 6, pid=W1), prefetched=False) == set()  # it had been given to a process
+    assert failed_unbegun(hit("kill", 6, pid=W1), prefetched=True) == {"wrong"}  # its attempt is not spent
+
+
+def test_what_ran_to_its_end_has_not_failed() -> None:
+    failed = change(5.4, "FAILED", "RUNNING", claims=1, attempt=1, attempt_before=1)
+    runs = [Run(JOB, 1, W1, at(5.2), at(5.3))]
+    job = {"status": "FAILED", "attempt": 1, "max_attempts": 1}
+    assert kinds(audit(recorded([INSERTED, CLAIMED, failed], runs=runs, **job))) == {"wrong"}
+    assert audit(recorded([INSERTED, CLAIMED, failed], hit("child", 5.3, pid=W1), runs=runs, **job)).clean
+    unfinished = [dataclasses.replace(runs[0], ended=None)]
+    assert audit(recorded([INSERTED, CLAIMED, failed], runs=unfinished, **job)).clean
+
+
+def test_what_was_cancelled_was_cancelled_by_a_person_or_with_its_schedule() -> None:
+    cancelled = change(5.05, "CANCELLED", "READY", worker=None, by=None)
+    job = {"status": "CANCELLED", "attempt": 0, "claims": 0, "finished_at": at(5.05)}
+
+    def found(*acts: Act) -> set[str]:
+        return kinds(audit(recorded([INSERTED, cancelled], runs=[], acts=list(acts), **job)))
+
+    assert found() == {"wrong"}
+    assert found(Act("cancel", JOB, at(5.04))) == set()
+    assert found(Act("force", JOB, at(5.04))) == set()
+    assert found(Act("retry", JOB, at(5.04))) == {"wrong"}
+    assert found(Act("cancel", "s@4", at(5.04))) == {"wrong"}
+    assert found(Act("cancel", JOB, at(8))) == {"wrong"}
+    deleted = dataclasses.replace(changed(10.5, 11), what="delete")
+    with_schedule = dataclasses.replace(
+        evidence([*ALL[:9], row(10, status="CANCELLED", attempt=0, claims=0, finished_at=at(10.5))]), standing=[]
+    )
+    assert audit(dataclasses.replace(with_schedule, events=[MADE, deleted])).clean
+    assert "wrong" in kinds(audit(dataclasses.replace(with_schedule, events=[MADE, changed(10.5, 11)])))
+
+
+def test_what_has_ended_runs_again_for_a_person_only() -> None:
+    changes = [
+        INSERTED,
+        CLAIMED,
+        change(5.3, "CANCELLED", "RUNNING", claims=1, attempt=1, attempt_before=1),
+        change(6, "READY", "CANCELLED", claims=1, attempt=1, attempt_before=1, by=None),
+        change(6.1, "RUNNING", "READY", claims=2, attempt=2, attempt_before=1),
+        change(6.2, "SUCCESSFUL", "RUNNING", claims=2, attempt=2, attempt_before=2),
+    ]
+    runs = [Run(JOB, 1, W1, at(5.2), at(5.3)), Run(JOB, 2, W1, at(6.1), at(6.2))]
+    asked = [Act("cancel", JOB, at(5.2)), Act("retry", JOB, at(5.9))]
+    assert audit(recorded(changes, runs=runs, acts=asked, claims=2, attempt=2)).clean
+    assert kinds(audit(recorded(changes, runs=runs, acts=asked[:1], claims=2, attempt=2))) == {"wrong"}
+    succeeded = dataclasses.replace(changes[-1], status="FAILED", was="SUCCESSFUL", at=at(7))
+    assert "wrong" in kinds(audit(recorded([*changes, succeeded], runs=runs, acts=asked, claims=2, attempt=2)))
+
+
+def test_what_is_late_is_explained_by_faults_as_long_as_they_last() -> None:
+    late = [dataclasses.replace(each, enqueued_at=at(60)) for each in ALL]
+
+    def found(*hits: Hit) -> set[str]:
+        return kinds(audit(dataclasses.replace(evidence(late), hits=hits)))
+
+    assert found() == {"wrong"}
+    assert found(hit("outage", 1, 58)) == set()
+    assert found(hit("freeze", 1, 30, pid=W1), hit("outage", 35, 55)) == set()
+    assert found(hit("outage", 1, 20)) == {"wrong"}
+    assert found(hit("outage", 70, 90)) == {"wrong"}
+    assert found(hit("outage", 1, 20), hit("outage", 45, 58)) == {"wrong"}
+
+
+def test_what_was_dropped_as_a_misfire_must_have_been_late_by_a_fault() -> None:
+    rows = [row(1, until=at(9), status="SKIPPED", reason="misfire: ", enqueued_at=at(30)), row(10, enqueued_at=at(30))]
+    said = [dataclasses.replace(MADE, misfire="LATEST", misfire_grace=2)]
+    dropped = dataclasses.replace(evidence(rows), events=said)
+    assert kinds(audit(dropped)) == {"wrong"}
+    assert audit(dataclasses.replace(dropped, hits=[hit("outage", 1, 28)])).clean
+
+
+def test_the_time_outside_of_faults_is_the_longest_stretch() -> None:
+    faults = Explanations([hit("kill", 100), hit("outage", 105, 200), hit("outage", 300, 310)])
+    assert faults.outside(at(0), at(50)) == 50
+    assert faults.outside(at(0), at(150)) == 99
+    assert faults.outside(at(150), at(250)) == 250 - 208
+    assert faults.outside(at(120), at(180)) == 0
+    assert faults.outside(at(90), at(400)) == max(299 - 208, 400 - 318)
+
+
+def test_a_job_that_waits_for_long_without_a_fault_has_starved() -> None:
+    claimed = dataclasses.replace(CLAIMED, at=at(45))
+    ended = change(45.2, "SUCCESSFUL", "RUNNING", claims=1, attempt=1, attempt_before=1)
+    runs = [Run(JOB, 1, W1, at(45.1), at(45.2))]
+    assert kinds(audit(recorded([INSERTED, claimed, ended], runs=runs))) == {"starved"}
+    assert audit(recorded([INSERTED, claimed, ended], hit("lock", 5, 44), runs=runs)).clean
+    delayed = dataclasses.replace(INSERTED, run_at=at(44))
+    assert audit(recorded([delayed, claimed, ended], runs=runs)).clean
+    held = [Run(JOB, 1, W1, at(45.1), at(45.2))]
+    assert kinds(audit(recorded([INSERTED, CLAIMED, ended], runs=held))) == {"starved"}
+
+
+@pytest.mark.parametrize(
+    ("overlap", "claimed", "ended", "right"),
+    [
+        ("BUFFER_ONE", 6.9, 7.2, True),
+        ("BUFFER_ONE", 2.2, 7.2, False),  # it ran, and did not wait
+        ("SKIP", 2.2, 7.2, True),
+        ("SKIP", 2.2, 4.2, False),  # it had ended
+    ],
+)
+def test_a_job_is_skipped_for_an_earlier_one_that_was_open(
+    overlap: str, claimed: float, ended: float, *, right: bool
+) -> None:
+    earlier = row(2, key=JOB, id=JOB, enqueued_at=at(2.1), finished_at=at(ended))
+    skipped = row(6, status="SKIPPED", reason="overlap: an earlier job is waiting")
+    record = [
+        dataclasses.replace(INSERTED, at=at(2.1)),
+        dataclasses.replace(CLAIMED, at=at(claimed)),
+        Change(at(6.01), skipped.id, "SKIPPED"),
+        change(ended, "SUCCESSFUL", "RUNNING", claims=1, attempt=1, attempt_before=1),
+    ]
+    said = dataclasses.replace(MADE, overlap=overlap)
+    told = dataclasses.replace(evidence([earlier, skipped]), events=[said], changes=record)
+    assert any("none was open" in each for each in audit(told).wrong) != right
+    unrecorded = dataclasses.replace(told, changes=())
+    assert any("none was open" in each for each in audit(unrecorded).wrong) == (ended < 6)
+    alone = dataclasses.replace(told, rows=[skipped])
+    assert any("none was open" in each for each in audit(alone).wrong)
+    of_another = dataclasses.replace(told, rows=[dataclasses.replace(earlier, name="t"), skipped])
+    assert any("none was open" in each for each in audit(of_another).wrong)
+
+
+def test_what_clean_up_deletes_has_ended_and_expired() -> None:
+    ended = change(5.3, "SUCCESSFUL", "RUNNING", claims=1, attempt=1, attempt_before=1)
+    gone = change(8, None, "SUCCESSFUL")
+    runs = [Run(JOB, 1, W1, at(5.2), at(5.3))]
+    right = {"expires_at": at(7.9), "deleted_at": at(8)}
+    verdict = audit(recorded([INSERTED, CLAIMED, ended, gone], runs=runs, **right))
+    assert verdict.clean
+    assert verdict.counts["rows deleted by clean-up"] == 1
+    early = {"expires_at": at(9), "deleted_at": at(8)}
+    assert kinds(audit(recorded([INSERTED, CLAIMED, ended, gone], runs=runs, **early))) == {"lost"}
+    running = change(8, None, "RUNNING")
+    assert "lost" in kinds(audit(recorded([INSERTED, CLAIMED, running], runs=runs, **right)))
+
+
+def test_a_job_is_sent_again_only_for_a_fault_of_its_sender_or_of_the_database() -> None:
+    rows = [*ALL[:9], row(10, status="FORWARDED")]
+    sends = [Send("s@10", W1, at(10)), Send("s@10", W2, at(15))]
+    twice = dataclasses.replace(evidence(rows), sent=Counter({"s@10": 2}), sends=sends)
+    assert kinds(audit(twice)) == {"doubled"}
+    assert kinds(audit(dataclasses.replace(twice, sends=[], hits=[hit("kill", 10, pid=W1)]))) == {"doubled"}
+    assert kinds(audit(dataclasses.replace(twice, hits=[hit("kill", 10, pid=W2)]))) == {"doubled"}
+    assert audit(dataclasses.replace(twice, hits=[hit("kill", 10, pid=W1)])).clean
+    assert audit(dataclasses.replace(twice, hits=[hit("outage", 10, 14)])).clean
+
+
+def test_a_due_time_that_passes_while_a_sync_waits_for_its_row_is_not_lost() -> None:
+    first = dataclasses.replace(changed(8, 4, interval=3, replan=True), began=at(3.5))
+    second = dataclasses.replace(first, replan=False, before=at(8), next_run_at=at(9))
+    history = [MADE, first, second]
+    assert at(4) in expected(history, Standing("s", at(12)), END).required
+    frozen = Explanations([hit("freeze", 4, 7, pid=W1)])
+    assert at(4) in expected(history, Standing("s", at(12)), END, frozen).optional
+    locked = Explanations([hit("lock", 3, 8)])
+    assert at(4) in expected(history, Standing("s", at(12)), END, locked).required
+
+
 # -- what a run is
 
 
@@ -233,10 +514,13 @@ def test_a_seed_says_which_faults_come_and_each_comes_in_every_round() -> None:
 # -- worlds: real processes, all at once since they mostly wait
 
 
+PATIENCE = 10  # they share two processors
+
+
 def killed_at_every_point() -> Report:
     """Beside two schedulers and a worker that stay: one process for each named point, which ends itself there."""
     points = (*names.SCHEDULER_POINTS, *names.WORKER_POINTS)
-    with World(schedulers=2, workers=1) as world:
+    with World(schedulers=2, workers=1, patience=PATIENCE) as world:
         world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs"), 90)
         armed = [arm(world, point, names.KILL, 1, 90) for point in points]
         world.until(lambda: not any(member.alive for member in armed), 100)
@@ -246,7 +530,7 @@ def killed_at_every_point() -> Report:
 
 def clocks_off() -> Report:
     """A scheduler and a worker whose host's clock is minutes off, and is then set anew."""
-    with World(schedulers=0, workers=0) as world:
+    with World(schedulers=0, workers=0, patience=PATIENCE) as world:
         for jobs in (20, 40):
             FAULTS["clock"]().strike(world, random.Random(7))
             world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs") >= jobs, 60)  # noqa: B023
@@ -258,17 +542,20 @@ BROKEN = {
     "advance-before-insert",
     "insert-before-advance + key-not-unique",
     "no-row-lock + key-not-unique",
+    "unbegun-attempts",
+    "claims-unlocked",
 }
+CASES = {" + ".join(case.broken): case for case in reversed(selftest.CASES)}  # the first of each build
 
 
 @pytest.fixture(scope="module")
 def worlds() -> Iterator[dict[str, "Future[Any]"]]:
-    cases = {" + ".join(case.broken): case for case in selftest.CASES}
-    with ThreadPoolExecutor(len(BROKEN) + 2) as pool:
+    with ThreadPoolExecutor(len(BROKEN) + 3) as pool:
         yield {
             "points": pool.submit(killed_at_every_point),
             "clocks": pool.submit(clocks_off),
-            **{name: pool.submit(selftest.tried, cases[name]) for name in sorted(BROKEN)},
+            "locks": pool.submit(selftest.locked_rows, 2, PATIENCE),
+            **{name: pool.submit(selftest.tried, CASES[name], PATIENCE) for name in sorted(BROKEN)},
         }
 
 
@@ -289,6 +576,12 @@ def test_hosts_whose_clocks_are_off_lose_and_double_nothing(worlds: dict[str, "F
 @pytest.mark.process
 @pytest.mark.parametrize("broken", sorted(BROKEN))
 def test_a_broken_build_is_found_out(broken: str, worlds: dict[str, "Future[Any]"]) -> None:
-    (case,) = (case for case in selftest.CASES if " + ".join(case.broken) == broken)
     verdict = worlds[broken].result()
-    assert selftest.as_expected(case, verdict), selftest.told(case, verdict)
+    assert selftest.as_expected(CASES[broken], verdict), selftest.told(CASES[broken], verdict)
+
+
+def test_while_rows_are_locked_for_longer_than_a_lease_no_job_runs_twice(worlds: dict[str, "Future[Any]"]) -> None:
+    report = worlds["locks"].result()
+    assert report.clean, report.text()
+    assert report.notes.did["running jobs locked for longer than a lease"] == 2
+    assert report.verdict.counts["runs begun"] == report.verdict.counts["jobs SUCCESSFUL"] == 2 * selftest.CLAIMERS

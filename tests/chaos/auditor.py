@@ -1,7 +1,8 @@
 """The auditor: works out from the definitions which due times there were, and compares row by row with what is on record.
 
 It shares nothing with what it judges: its own arithmetic for intervals, the minute-by-minute oracle for cron, and for what
-was declared when, a log that the harness's own trigger wrote.
+was declared when, a log that the harness's own trigger wrote. What is irregular must be explained by a fault that is on record:
+a run too many, or an attempt without a run, by one that hit the very process that held the job; what is late, by any fault.
 """
 
 import bisect
@@ -13,11 +14,17 @@ from zoneinfo import ZoneInfo
 
 from tests import cron_oracle
 from tests.chaos.evidence import Event, Evidence, Row, Standing
+from tests.chaos.explanations import SLACK, Explanations
+from tests.chaos.records import History, histories, judge_effects, judge_record
 
 MINUTE = dt.timedelta(minutes=1)
 INSTANT = dt.timedelta(microseconds=1)
 BY_MISFIRE = "misfire: "
 BY_OVERLAP = "overlap: "
+# Seconds outside of faults.
+LATEST = 6.0  # from a due time until it is on record
+LONGEST_WAIT = 15.0  # until a job that waits, or that a worker holds, begins
+CHANGING = dt.timedelta(seconds=1)  # from the look at the clock until a new rule is written
 
 
 @dataclass
@@ -28,12 +35,15 @@ class Verdict:
     doubled: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)  # a due time that no definition has, or one inside a pause
     stuck: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)  # against its policy or its attempts, or without its effect
+    starved: list[str] = field(default_factory=list)  # waited for long, outside of faults
+    wrong: list[str] = field(
+        default_factory=list
+    )  # against its policy or its attempts, without its effect, late without a fault
     counts: Counter[str] = field(default_factory=Counter)
     lateness: list[float] = field(default_factory=list)  # seconds, of what was to run
     latest: str = ""  # which was the worst
 
-    KINDS = ("lost", "doubled", "extra", "stuck", "wrong")
+    KINDS = ("lost", "doubled", "extra", "stuck", "starved", "wrong")
 
     @property
     def clean(self) -> bool:
@@ -65,28 +75,38 @@ def audit(evidence: Evidence) -> Verdict:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in evidence.rows:
         rows[row.name].append(row)
+    faults = Explanations(evidence.hits)
+    records = histories(evidence)
     for name, history in events.items():
-        found = expected(history, standing.get(name), evidence.ended_at)
+        found = expected(history, standing.get(name), evidence.ended_at, faults)
         verdict.counts["expected"] += len(found.required)
         verdict.counts["at a boundary"] += len(found.optional)
         verdict.counts["cut off"] += len(found.cut)
         scheduled = [row for row in rows[name] if row.kind == "scheduled"]
         _compare(verdict, name, found, scheduled)
+        _judge_lateness(verdict, scheduled, faults, evidence.patience * LATEST)
         _judge_policies(verdict, found, scheduled)
+        _judge_overlaps(verdict, found, scheduled, rows[name], records, evidence.ended_at)
         _judge_triggers(verdict, history, standing.get(name), [row for row in rows[name] if row.kind == "trigger"])
         _judge_standing(verdict, history, standing.get(name), evidence.ended_at)
-    for name in rows.keys() - events.keys():
+    for name in rows.keys() - events.keys() - {""}:  # odd jobs are of no schedule
         verdict.extra.append(f"{name!r}: {len(rows[name])} jobs of a schedule that never was")
     _judge_keys(verdict, evidence.rows)
-    _judge_effects(verdict, evidence)
+    for record in records.values():
+        judge_record(verdict, record, faults, evidence.ended_at)
+    judge_effects(verdict, evidence, records, faults)
+    _judge_waits(verdict, records, faults, evidence.patience * LONGEST_WAIT)
     return verdict
 
 
 # -- which due times there were
 
 
-def expected(history: list[Event], standing: Standing | None, ended_at: dt.datetime) -> Expected:
+def expected(
+    history: list[Event], standing: Standing | None, ended_at: dt.datetime, faults: Explanations | None = None
+) -> Expected:
     found = Expected()
+    faults = faults or Explanations([])
     said: Event | None = None  # what it says while it fires
     after = opened = ended_at
     for number, event in enumerate(history):
@@ -95,27 +115,37 @@ def expected(history: list[Event], standing: Standing | None, ended_at: dt.datet
             continue
         if said is not None:
             following = history[number + 1] if number + 1 < len(history) else None
-            _close(found, said, after, event, following)
+            _close(found, said, after, event, following, faults)
             said = None
         if event.fires:
             said, after, opened = event, *_opening(history, number)
             found.optional |= set(due_times(event, opened, after))
     if said is not None and standing is not None:
-        end = standing.next_run_at or ended_at + INSTANT
+        once = said.next_run_at if not said.cron and said.interval is None else None
+        end = standing.next_run_at or max(ended_at, once or ended_at) + INSTANT
         found.required.update(dict.fromkeys(due_times(said, after, end - INSTANT), said))
     found.optional -= found.required.keys()
     found.cut -= found.required.keys() | found.optional
     return found
 
 
-def _close(found: Expected, said: Event, after: dt.datetime, event: Event, following: Event | None) -> None:
+def _close(
+    found: Expected,
+    said: Event,
+    after: dt.datetime,
+    event: Event,
+    following: Event | None,
+    faults: Explanations,
+) -> None:
     """It fires no more as it did: up to `before` each due time was a tick's to record, from there on no tick came to it."""
     reached = event.before or event.at
     found.required.update(dict.fromkeys(due_times(said, after, reached - INSTANT), said))
     found.cut |= set(due_times(said, reached - INSTANT, event.at))
     if following is not None and following.fires and event.what == "update" and following.began == event.began:
-        # A new rule, by a sync: the due time that had passed is not lost, and the new rule follows after it.
-        if reached <= event.began:
+        # A new rule, by a sync: the due time that had passed is not lost, and the new rule follows after it. It had passed
+        # if it did so before the sync looked at the clock, which it does when it has its locks, however long it waited.
+        looked = event.began if faults.held_up(event.began, event.at) else max(event.began, event.at - CHANGING)
+        if reached <= looked:
             found.required[reached] = said
         elif reached <= event.at:
             found.optional.add(reached)
@@ -201,6 +231,64 @@ def _count(verdict: Verdict, row: Row) -> None:
         verdict.lateness.append(late)
 
 
+def _judge_lateness(verdict: Verdict, rows: list[Row], faults: Explanations, most: float) -> None:
+    for row in rows:
+        assert row.due_at is not None
+        if row.enqueued_at is not None and (late := faults.outside(row.due_at, row.enqueued_at)) > most:
+            verdict.wrong.append(f"{row.key} was recorded late: for {late:.1f} s there was no fault to explain that")
+
+
+def _judge_overlaps(
+    verdict: Verdict,
+    found: Expected,
+    scheduled: list[Row],
+    every: list[Row],
+    records: dict[str, History],
+    ended_at: dt.datetime,
+) -> None:
+    """What was skipped for an earlier job: that job existed, and was open when the tick looked."""
+    for row in scheduled:
+        if row.status != "SKIPPED" or not row.reason.startswith(BY_OVERLAP) or row.enqueued_at is None:
+            continue
+        said = found.required.get(row.due_at) if row.due_at else None
+        waiting_only = said is not None and said.overlap == "BUFFER_ONE"
+        inserted_at = records[row.id].inserted_at if row.id in records else None
+        since, until = row.enqueued_at - SLACK, (inserted_at or row.enqueued_at) + SLACK
+        if not any(
+            other.id != row.id
+            and other.status != "SKIPPED"
+            and _was_open(other, records.get(other.id), since, until, ended_at, waiting_only=waiting_only)
+            for other in every
+        ):
+            verdict.wrong.append(f"{row.key} was skipped for an earlier job, and none was open: {row.reason!r}")
+
+
+def _was_open(
+    row: Row,
+    record: History | None,
+    since: dt.datetime,
+    until: dt.datetime,
+    ended_at: dt.datetime,
+    *,
+    waiting_only: bool,
+) -> bool:
+    if record is None:
+        began, ended = row.enqueued_at or row.due_at, row.finished_at or ended_at
+        return began is not None and began <= until and ended >= since
+    return any(
+        began <= until and (ended is None or ended >= since)
+        for status, began, ended in record.open
+        if status == "READY" or not waiting_only
+    )
+
+
+def _judge_waits(verdict: Verdict, records: dict[str, History], faults: Explanations, most: float) -> None:
+    for record in records.values():
+        for since, until, what in record.waits:
+            if (waited := faults.outside(since, until)) > most:
+                verdict.starved.append(f"job {record.job} {what}: {waited:.1f} s of that without a fault")
+
+
 def _judge_policies(verdict: Verdict, found: Expected, rows: list[Row]) -> None:
     fired = {(row.due_at, row.enqueued_at) for row in rows if row.until is None}
     known = sorted(found.required.keys() | found.optional)
@@ -265,38 +353,6 @@ def _judge_standing(verdict: Verdict, history: list[Event], row: Standing | None
 def _judge_keys(verdict: Verdict, rows: Iterable[Row]) -> None:
     keys = Counter(row.key for row in rows)
     verdict.doubled += [f"{n} jobs have the key {key}" for key, n in keys.items() if n > 1]
-
-
-# -- what became of the jobs
-
-
-def _judge_effects(verdict: Verdict, evidence: Evidence) -> None:
-    for row in evidence.rows:
-        began, done, sent = evidence.began.get(row.id, 0), evidence.done.get(row.id, 0), evidence.sent.get(row.id, 0)
-        verdict.counts[f"jobs {row.status}"] += 1
-        verdict.counts["runs begun"] += began
-        verdict.counts["runs more than attempts"] += max(began - row.max_attempts, 0)
-        verdict.counts["sent again"] += max(sent - 1, 0)
-        # What came after the end of all faults, nobody need have handed over.
-        if row.status == "RUNNING" or (
-            row.status == "READY" and (row.due_at or evidence.ended_at) <= evidence.ended_at
-        ):
-            verdict.stuck.append(f"{row.key} is {row.status}, with nobody left to run it")
-        if row.status == "SUCCESSFUL" and not done:
-            verdict.wrong.append(f"{row.key} is SUCCESSFUL, and did nothing")
-        if row.status == "FORWARDED" and not sent:
-            verdict.wrong.append(f"{row.key} is FORWARDED, and was never sent")
-        if row.status == "SKIPPED" and began + sent:
-            verdict.wrong.append(f"{row.key} is SKIPPED, and ran")
-        if row.status == "FAILED" and row.attempt < row.max_attempts:
-            verdict.wrong.append(f"{row.key} is FAILED after {row.attempt} of {row.max_attempts} attempts")
-        if row.status != "FORWARDED" and row.attempt > row.max_attempts:
-            verdict.wrong.append(f"{row.key} was tried {row.attempt} times of {row.max_attempts}")
-        if began > row.claims:
-            verdict.wrong.append(f"{row.key} ran {began} times, and was claimed {row.claims} times")
-    known = {row.id for row in evidence.rows}
-    for job in (evidence.began.keys() | evidence.sent.keys()) - known:
-        verdict.wrong.append(f"job {job} ran, and has no row")
 
 
 def _text(instant: dt.datetime | None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pgwerk_django import conf, scheduler, tick
+from pgwerk_django import claims, conf, scheduler, tick
 from pgwerk_django.models import ScheduleQuerySet, atomic, due_at
 from pgwerk_django.policies import Misfire, Overlap
 
@@ -41,18 +41,41 @@ def insert_before_advance() -> None:
     _two_commits(_insert_only, _advance_only)
 
 
+def claims_unlocked() -> None:
+    """Workers claim jobs without a lock on them."""
+    _edit_statement(claims, "claims = claims + 1", "FOR UPDATE SKIP LOCKED", "")
+
+
+def unbegun_attempts() -> None:
+    """A job that a lost worker had only claimed spends an attempt."""
+    claims.MOST_FALSE_STARTS = 0
+
+
 BREAKS: dict[str, Callable[[], None]] = {
     "no-skip-locked": no_skip_locked,
     "no-row-lock": no_row_lock,
     "key-not-unique": key_not_unique,
     "advance-before-insert": advance_before_insert,
     "insert-before-advance": insert_before_advance,
+    "claims-unlocked": claims_unlocked,
+    "unbegun-attempts": unbegun_attempts,
 }
 
 
 def apply(names: list[str]) -> None:
     for name in names:
         BREAKS[name]()
+
+
+def _edit_statement(module: Any, having: str, old: str, new: str) -> None:
+    """Edit the statements of a module that have this in them, whatever they are called."""
+    found = {
+        name: text for name, text in vars(module).items() if isinstance(text, str) and having in text and old in text
+    }
+    if not found:
+        raise AssertionError(f"no statement of {module.__name__} has {having!r} and {old!r}: the build is not broken")
+    for name, text in found.items():
+        setattr(module, name, text.replace(old, new))
 
 
 def _edit(old: str, new: str) -> None:

@@ -1,8 +1,9 @@
-"""What the auditor judges by: a log that a trigger of the harness's own writes, the tables at the end, and the ledger."""
+"""What the auditor judges by: logs that triggers of the harness write, the tables at the end, the ledger, and the faults."""
 
 import datetime as dt
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,35 @@ CREATE TRIGGER chaos_log_changes AFTER UPDATE ON _pgwerk_schedules FOR EACH ROW 
         NEW.replan, NEW.error)
     OR NEW.triggered_at IS DISTINCT FROM OLD.triggered_at AND NEW.triggered_at IS NOT NULL
 ) EXECUTE FUNCTION chaos_log();
+"""
+
+# Each change of a job's status or claim, by PostgreSQL's clock, and the session that made it. A deleted row is kept whole.
+JOB_LOG = """
+CREATE TABLE chaos_jobs (
+    n bigserial PRIMARY KEY, at timestamptz, job text, name text, was text, status text, claims integer, attempt integer,
+    attempt_before integer, worker_name text, prefetched boolean, run_at timestamptz, session text, gone jsonb
+);
+CREATE FUNCTION chaos_jobs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO chaos_jobs (at, job, name, status, claims, attempt, worker_name, run_at, session)
+        VALUES (clock_timestamp(), NEW.id, NEW.schedule_name, NEW.status, NEW.claims, NEW.attempt, NEW.worker_name,
+            NEW.run_at, current_setting('application_name'));
+    ELSIF TG_OP = 'UPDATE' THEN
+        INSERT INTO chaos_jobs (at, job, name, was, status, claims, attempt, attempt_before, worker_name, prefetched,
+            run_at, session)
+        VALUES (clock_timestamp(), NEW.id, NEW.schedule_name, OLD.status, NEW.status, NEW.claims, NEW.attempt, OLD.attempt,
+            NEW.worker_name, OLD.prefetched, NEW.run_at, current_setting('application_name'));
+    ELSE
+        INSERT INTO chaos_jobs (at, job, name, was, claims, attempt, worker_name, session, gone)
+        VALUES (clock_timestamp(), OLD.id, OLD.schedule_name, OLD.status, OLD.claims, OLD.attempt, OLD.worker_name,
+            current_setting('application_name'), to_jsonb(OLD));
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_jobs_rows AFTER INSERT OR DELETE ON _pgwerk_jobs FOR EACH ROW EXECUTE FUNCTION chaos_jobs();
+CREATE TRIGGER chaos_jobs_changes AFTER UPDATE ON _pgwerk_jobs FOR EACH ROW
+WHEN ((OLD.status, OLD.claims) IS DISTINCT FROM (NEW.status, NEW.claims)) EXECUTE FUNCTION chaos_jobs();
 """
 
 
@@ -90,6 +120,9 @@ class Row:
     claims: int = 1
     enqueued_at: dt.datetime | None = None
     until: dt.datetime | None = None  # of a row that stands for a run of misfires: the last
+    finished_at: dt.datetime | None = None
+    expires_at: dt.datetime | None = None
+    deleted_at: dt.datetime | None = None  # by clean-up: the row is as it was then
 
 
 @dataclass(frozen=True)
@@ -105,6 +138,63 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One entry of the record of a job: it was inserted, claimed, ended, retried or deleted."""
+
+    at: dt.datetime
+    job: str
+    status: str | None  # None: the row was deleted
+    was: str | None = None  # None: the row was inserted
+    claims: int = 0
+    attempt: int = 0
+    attempt_before: int | None = None
+    worker: int | None = None  # the process id in `worker_name`: the holder of the claim, or its last one
+    prefetched: bool = False  # before this change
+    run_at: dt.datetime | None = None
+    by: int | None = None  # the process id of the session; None: no scheduler or worker
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job's function began, in a process of the worker `worker`, under the claim number `claims`."""
+
+    job: str
+    claims: int
+    worker: int
+    began: dt.datetime
+    ended: dt.datetime | None = None
+
+
+@dataclass(frozen=True)
+class Send:
+    """A job was handed to the other engine by the process `by`."""
+
+    job: str
+    by: int
+    at: dt.datetime
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A fault, from `began` to `ended`; with `pid` one that hit this process and no other."""
+
+    kind: str
+    began: dt.datetime
+    ended: dt.datetime
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a person did to a job, and from when on it may have taken effect."""
+
+    did: str  # cancel, force, retry
+    job: str
+    at: dt.datetime
+
+
+@dataclass(frozen=True)
 class Evidence:
     ended_at: dt.datetime  # from then on no fault: what was due by then must be accounted for
     events: list[Event]
@@ -113,9 +203,23 @@ class Evidence:
     began: Mapping[str, int] = field(default_factory=Counter)  # by job
     done: Mapping[str, int] = field(default_factory=Counter)
     sent: Mapping[str, int] = field(default_factory=Counter)
+    changes: Sequence[Change] = ()  # in the order in which they were made; empty: there is no such record
+    runs: Sequence[Run] = ()
+    sends: Sequence[Send] = ()
+    hits: Sequence[Hit] = ()
+    acts: Sequence[Act] = ()
+    patience: float = (
+        1  # by which the bounds of lateness and of waiting are multiplied, on a machine that is known to be slow
+    )
 
 
-def gather(session: psycopg.Connection[Any], ledger: Iterable[Mapping[str, Any]], ended_at: dt.datetime) -> Evidence:
+def gather(
+    session: psycopg.Connection[Any],
+    ledger: Iterable[Mapping[str, Any]],
+    ended_at: dt.datetime,
+    hits: Sequence[Hit] = (),
+    patience: float = 1,
+) -> Evidence:
     notes = list(ledger)
     counts = {
         what: Counter(note["job"] for note in notes if note["what"] == what) for what in ("began", "done", "sent")
@@ -127,12 +231,12 @@ def gather(session: psycopg.Connection[Any], ledger: Iterable[Mapping[str, Any]]
         )
         more = "paused, replan, error, next_run_at, before, triggered_at"
         events = [Event(**row) for row in cursor.execute(f"SELECT {columns}, {more} FROM chaos_log ORDER BY n")]
-        rows = [
+        rows = [Row(**row) for row in cursor.execute(f"SELECT {ROW}, NULL AS deleted_at FROM _pgwerk_jobs job")]
+        rows += [
             Row(**row)
             for row in cursor.execute(
-                "SELECT id::text, key, schedule_name AS name, due_at, kind, status, reason, attempt, max_attempts, claims,"
-                " enqueued_at, CASE WHEN kind = 'scheduled' AND status = 'SKIPPED'"
-                " THEN (result->>'last_due_at')::timestamptz END AS until FROM _pgwerk_jobs"
+                f"SELECT {ROW}, log.at AS deleted_at FROM chaos_jobs log"
+                " CROSS JOIN LATERAL jsonb_populate_record(NULL::_pgwerk_jobs, log.gone) job WHERE gone IS NOT NULL"
             )
         ]
         standing = [
@@ -141,4 +245,72 @@ def gather(session: psycopg.Connection[Any], ledger: Iterable[Mapping[str, Any]]
                 "SELECT name, next_run_at, paused, replan, error, triggered_at FROM _pgwerk_schedules"
             )
         ]
-    return Evidence(ended_at, events, rows, standing, **counts)
+        changes = [
+            Change(**{**row, "worker": pid_in(row["worker"]), "by": pid_in(row["by"])})
+            for row in cursor.execute(
+                "SELECT at, job, name, was, status, claims, attempt, attempt_before, worker_name AS worker,"
+                " coalesce(prefetched, false) AS prefetched, run_at, session AS by FROM chaos_jobs ORDER BY n"
+            )
+        ]
+    return Evidence(
+        ended_at,
+        events,
+        rows,
+        standing,
+        **counts,
+        changes=changes,
+        runs=_runs(notes),
+        sends=[Send(note["job"], note["by"], _instant(note)) for note in notes if note["what"] == "sent"],
+        hits=[*hits, *_hits_on_children(notes, changes)],
+        patience=patience,
+        acts=[Act(note["did"], note["job"], _instant(note)) for note in notes if note["what"] == "person"],
+    )
+
+
+ROW = """
+    job.id::text, job.key, job.schedule_name AS name, job.due_at, job.kind, job.status, job.reason, job.attempt,
+    job.max_attempts, job.claims, job.enqueued_at, job.finished_at, job.expires_at,
+    CASE WHEN job.kind = 'scheduled' AND job.status = 'SKIPPED' THEN (job.result->>'last_due_at')::timestamptz END AS until
+"""
+# A forced cancel ends the process that runs the job, once the jobs beside it are done or this long after.
+FORCE_ENDS_WITHIN = dt.timedelta(seconds=30)
+
+
+def pid_in(text: str | None) -> int | None:
+    """The process id at the end of a worker's name, or of the name of a session."""
+    found = re.search(r"[-:](\d+)$", text or "")
+    return int(found[1]) if found else None
+
+
+def _instant(note: Mapping[str, Any]) -> dt.datetime:
+    return dt.datetime.fromtimestamp(note["at"], dt.UTC)
+
+
+def _runs(notes: Iterable[Mapping[str, Any]]) -> list[Run]:
+    runs: dict[tuple[str, int, float], Run] = {}
+    latest: dict[tuple[str, int, int], tuple[str, int, float]] = {}  # by the process in which it runs
+    for note in notes:
+        if note["what"] == "began":
+            key = (note["job"], note["claims"], note["at"])
+            latest[note["job"], note["claims"], note["pid"]] = key
+            runs[key] = Run(note["job"], note["claims"], note["worker"], _instant(note))
+        elif note["what"] == "done":
+            key = latest[note["job"], note["claims"], note["pid"]]
+            run = runs[key]
+            runs[key] = Run(run.job, run.claims, run.worker, run.began, _instant(note))
+    return list(runs.values())
+
+
+def _hits_on_children(notes: Iterable[Mapping[str, Any]], changes: Sequence[Change]) -> list[Hit]:
+    """A job that ends its process, and a forced cancel, hit the jobs beside it."""
+    hits = []
+    for note in notes:
+        at = _instant(note) if "at" in note else None
+        if at is None:
+            continue
+        if note["what"] == "exits":
+            hits.append(Hit("child", at, at, note["worker"]))
+        elif note["what"] == "person" and note["did"] == "force":
+            holders = {each.worker for each in changes if each.job == note["job"] and each.status == "RUNNING"}
+            hits += [Hit("child", at, at + FORCE_ENDS_WITHIN, pid) for pid in holders if pid is not None]
+    return hits

@@ -2,26 +2,40 @@
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import shutil
 import subprocess
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 
 from example_project.embedded import EmbeddedError
 from tests.chaos import names, routes
-from tests.chaos.world import LEASE, SCHEDULER, WORKER, Member, World, libfaketime
+from tests.chaos.world import LEASE, ROLE, SCHEDULER, WORKER, Member, World, libfaketime
+
+
+def lasts(world: World, seconds: float, over: Callable[[], None], *ends: Callable[[], object]) -> None:
+    """After so many seconds do what ends the fault, and then end its record."""
+
+    def end() -> None:
+        for each in ends:
+            each()
+        over()
+
+    world.after(seconds, end)
 
 
 class Fault(ABC):
     name: str
     says: str
+    settings: ClassVar[dict[str, str]] = {}  # variables of the environment of every process
 
     def missing(self) -> str:
         """Why it cannot be had on this machine; '' where it can."""
@@ -94,9 +108,10 @@ class Restart(Fault):
     name, says = "restart", "PostgreSQL restarted in immediate mode: a crash, with recovery"
 
     def strike(self, world: World, chance: random.Random) -> None:
+        over = world.hit("outage")
         with contextlib.suppress(EmbeddedError):
             world.server.halt("immediate")
-        world.server_up()
+        world.server_back(over)
         world.notes.did["restart PostgreSQL, immediate"] += 1
 
 
@@ -104,25 +119,31 @@ class Stop(Fault):
     name, says = "stop", "PostgreSQL stopped for some seconds"
 
     def strike(self, world: World, chance: random.Random) -> None:
+        over = world.hit("outage")
         with contextlib.suppress(EmbeddedError):
             world.server.halt("fast")
-        world.after(chance.uniform(3, 7), world.server_up)
+        world.after(chance.uniform(3, 7), lambda: world.server_back(over))
         world.notes.did["stop PostgreSQL for seconds"] += 1
+
+
+def cut(world: World, share: float = 1) -> int:
+    """Terminate sessions of our processes; how many."""
+    world.hit("cut")()
+    with contextlib.suppress(psycopg.OperationalError), world.session() as session:
+        cursor = session.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = %s AND random() <= %s",
+            [ROLE, share],
+        )
+        (number,) = cursor.fetchone() or (0,)
+        return int(number)
+    return 0
 
 
 class Cut(Fault):
     name, says = "cut", "pg_terminate_backend on some connections, or on all"
 
     def strike(self, world: World, chance: random.Random) -> None:
-        share = chance.choice((0.3, 0.6, 1))
-        with contextlib.suppress(psycopg.OperationalError), world.session() as session:
-            cursor = session.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() <= %s",
-                [share],
-            )
-            (cut,) = cursor.fetchone() or (0,)
-            world.notes.did["terminate a connection"] += cut
+        world.notes.did["terminate a connection"] += cut(world, chance.choice((0.3, 0.6, 1)))
 
 
 class Cable(Fault):
@@ -131,13 +152,14 @@ class Cable(Fault):
     def strike(self, world: World, chance: random.Random) -> None:
         what = chance.choice(("cut", "stall", "vanish"))
         if what == "cut":
+            world.hit("cut")()
             world.proxy.cut()
         elif what == "stall":
             world.proxy.stall()
-            world.after(chance.uniform(1, 1.5 * LEASE), world.proxy.flow)
+            lasts(world, chance.uniform(1, 1.5 * LEASE), world.hit("partition", route="proxy"), world.proxy.flow)
         else:
             world.proxy.vanish()
-            world.after(chance.uniform(2, 2 * LEASE), world.proxy.forget)
+            lasts(world, chance.uniform(2, 2 * LEASE), world.hit("vanished"), world.proxy.forget)
         world.notes.did[f"network: {what}"] += 1
 
 
@@ -158,7 +180,7 @@ class PgBouncer(Fault):
     def strike(self, world: World, chance: random.Random) -> None:
         assert world.bouncer is not None
         world.bouncer.kill()
-        world.after(chance.uniform(0, 3), world.bouncer.start)
+        lasts(world, chance.uniform(0, 3), world.hit("partition", route="pgbouncer"), world.bouncer.start)
         world.notes.did["kill PgBouncer"] += 1
 
 
@@ -196,6 +218,7 @@ class Disk(Fault):
         if ballast.exists():
             return
         refused = world.refused_for_space()
+        over = world.hit("outage")
         fill(ballast)
         # What is set aside for the log is used up, too: then the server goes down.
         if chance.random() < 0.5:
@@ -208,7 +231,7 @@ class Disk(Fault):
             felt = world.refused_for_space() > refused
             ballast.unlink(missing_ok=True)
             world.notes.did["disk full" if felt else "disk full, and nobody noticed"] += 1
-            world.server_up()
+            world.server_back(over)
 
         for seconds in (1, 2, 3):
             world.after(seconds, lambda: fill(ballast))
@@ -256,10 +279,19 @@ class Deploy(Fault):
                 world.until(lambda new=new: all(not m.alive or m.has_started for m in new), 20)
 
 
+NAMED = ("all", "latest", "skip", "buffer", "one at a time", "cron", "handed over", "only old")
+
+
 class People(Fault):
-    name, says = "people", "schedules paused, resumed, triggered and made for once, in SQL"
+    name, says = (
+        "people",
+        "jobs cancelled, also by force, and retried; schedules paused, resumed, triggered and made for once: by API and SQL",
+    )
 
     def strike(self, world: World, chance: random.Random) -> None:
+        for do in chance.sample(("cancel", "force", "retry", "pause", "resume", "trigger"), 3):
+            world.person(do=do, **({"name": chance.choice(NAMED)} if do in ("pause", "resume", "trigger") else {}))
+            world.notes.did[f"a person, by API: {do}"] += 1
         with contextlib.suppress(psycopg.Error), world.session() as session:
             session.execute("SET lock_timeout = '1s'")
             for what in chance.sample(("pause", "resume", "trigger", "once"), 2):
@@ -293,10 +325,197 @@ class People(Fault):
         )
 
 
+class RowLock(Fault):
+    name, says = "rowlock", "another session holds rows of jobs and schedules, for longer than a lease"
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        if held := hold_rows(world, jobs=4, schedules=2):
+            lasts(world, LEASE * chance.uniform(1.2, 2), world.hit("lock"), held)
+            world.notes.did["rows locked by another session"] += 1
+
+
+def hold_rows(
+    world: World, *, jobs: int, schedules: int = 0, statuses: str = "RUNNING,READY"
+) -> Callable[[], None] | None:
+    """Lock some rows in a session of our own; gives back what lets them go, or None where there was nothing to lock."""
+    try:
+        session = world.session(autocommit=False)
+    except psycopg.OperationalError:
+        return None
+    try:
+        found = session.execute(
+            "SELECT id FROM _pgwerk_jobs WHERE status = ANY(%s) ORDER BY status DESC, random() LIMIT %s"
+            " FOR UPDATE SKIP LOCKED",
+            [statuses.split(","), jobs],
+        ).fetchall()
+        found += session.execute(
+            "SELECT id FROM _pgwerk_schedules ORDER BY random() LIMIT %s FOR UPDATE SKIP LOCKED", [schedules]
+        ).fetchall()
+    except psycopg.Error:
+        found = []
+    if not found:
+        session.close()
+        return None
+    return session.close
+
+
+class TableLock(Fault):
+    name, says = "tablelock", "another session holds a whole table (ACCESS EXCLUSIVE) for some seconds"
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        table = chance.choice(("_pgwerk_jobs", "_pgwerk_schedules", "_pgwerk_processes", "_pgwerk_queues"))
+        over = world.hit("lock")
+        try:
+            session = world.session(autocommit=False)
+            session.execute("SET lock_timeout = '2s'")
+            session.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        except psycopg.Error:
+            over()
+            return
+        lasts(world, chance.uniform(1, 1.5 * LEASE), over, session.close)
+        world.notes.did[f"lock {table}"] += 1
+
+
+class HalfOpen(Fault):
+    name, says = (
+        "halfopen",
+        (
+            "packets dropped in a network namespace, of all connections or of those that there are;"
+            " a proxy that goes on acknowledging, and passes nothing on"
+        ),
+    )
+    # By then a process must have noticed.
+    notices = 3 * LEASE
+
+    def missing(self) -> str:
+        return "" if routes.can_make_networks() else "a network namespace takes root and Debian's iproute2"
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        assert world.wire is not None
+        what = chance.choice(("drop all", "forget connections", "swallow"))
+        over = world.hit("partition", route="wire")
+        if what == "drop all":
+            world.wire.drop()
+            lasts(world, chance.uniform(1, 2 * LEASE), lambda: world.after(self.notices, over), world.wire.mend)
+        elif what == "forget connections":
+            world.wire.forget_connections()
+            world.after(self.notices, over)
+        else:
+            world.wire.proxy.swallow()
+            world.after(self.notices, over)
+        world.notes.did[f"half-open connections: {what}"] += 1
+
+
+class PgClock(Fault):
+    name, says = "pgclock", "PostgreSQL's own clock jumps ahead by seconds, and back a moment later"
+
+    def missing(self) -> str:
+        return "" if libfaketime() else "Debian's faketime is not installed"
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        seconds = chance.uniform(1, 2 * LEASE)
+        over = world.hit("clock")
+        world.clock.write_text(f"+{seconds:.1f}")
+        # What became due ahead of time is not due again: it takes as long until the next.
+        lasts(
+            world,
+            chance.uniform(1, 4),
+            lambda: world.after(seconds, over),
+            lambda: world.clock.write_text("+0"),
+        )
+        world.notes.did["step PostgreSQL's clock"] += 1
+
+
+class Timeouts(Fault):
+    name, says = "timeouts", "time limits of the role: statements, locks, idle sessions, transactions"
+    limits: tuple[tuple[str, str], ...] = (
+        ("statement_timeout", "150ms"),
+        ("lock_timeout", "50ms"),
+        ("idle_in_transaction_session_timeout", "100ms"),
+        ("idle_session_timeout", "400ms"),
+        ("transaction_timeout", "200ms"),
+    )
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        name, value = chance.choice(self.limits)
+        if not self._say(world, f"ALTER ROLE {ROLE} SET {name} = '{value}'"):
+            return
+        cut(world)  # only new sessions hear of it
+
+        def end() -> None:
+            if self._say(world, f"ALTER ROLE {ROLE} RESET ALL"):
+                cut(world)
+            else:
+                world.after(1, end)
+
+        lasts(world, chance.uniform(3, 2 * LEASE), world.hit("limit"), end)
+        world.notes.did[f"{name} of {value}"] += 1
+
+    def _say(self, world: World, statement: str) -> bool:
+        try:
+            with world.session() as session:
+                session.execute(statement)
+        except psycopg.errors.UndefinedObject:  # before PostgreSQL 17
+            return False
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+class ConnLimit(Fault):
+    name, says = "connlimit", "the role may have two connections, or none, for some seconds"
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        # Not for longer than leases last without being renewed: some processes are cut off, and others are not.
+        limits(world, chance.choice((0, 2)))
+        cut(world)
+        lasts(world, chance.uniform(1, LEASE / 2), world.hit("limit"), lambda: limits(world, -1))
+        world.notes.did["connection limit"] += 1
+
+
+def limits(world: World, connections: int) -> None:
+    try:
+        with world.session() as session:
+            session.execute(f"ALTER ROLE {ROLE} CONNECTION LIMIT {connections}")
+    except psycopg.OperationalError:
+        if connections < 0:
+            world.after(0.5, lambda: limits(world, connections))
+
+
+class OddJobs(Fault):
+    name, says = "oddjobs", "jobs that fork, exit, end their process, and raise and return what cannot be shown"
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        functions = chance.sample(names.ODD_JOBS, 4)
+        with contextlib.suppress(psycopg.OperationalError), world.session() as session:
+            session.execute(
+                "INSERT INTO _pgwerk_jobs (key, kind, function, max_attempts, timeout)"
+                " SELECT name || ' ' || gen_random_uuid(), 'adhoc', 'tests.chaos.odd.' || name,"
+                # What cannot be stored fails at once.
+                " CASE WHEN name LIKE 'returns%%' THEN 1 ELSE 2 END, CASE WHEN name = %s THEN 1 END"
+                " FROM unnest(%s::text[]) AS name",
+                [names.TIMED_JOB, functions],
+            )
+            world.notes.did["an odd job"] += len(functions)
+
+
+class CleanUp(Fault):
+    name, says = "cleanup", "finished jobs expire after three seconds, and are deleted under load"
+    settings: ClassVar[dict[str, str]] = {"CHAOS_PGWERK": json.dumps({"RESULT_TTL": 3, "FAILURE_TTL": 10})}
+
+    def strike(self, world: World, chance: random.Random) -> None:
+        for _ in range(3):
+            world.person(do="clean")
+        world.notes.did["clean up"] += 3
+
+
 FAULTS: dict[str, type[Fault]] = {
     fault.name: fault
-    for fault in (Kill, Freeze, Points, Restart, Stop, Cut, Cable, Snapshot, PgBouncer, Clock, Disk, Deploy, People)
-}
+    for fault in (
+        Kill, Freeze, Points, Restart, Stop, Cut, Cable, HalfOpen, Snapshot, PgBouncer, Clock, PgClock, Disk, RowLock,
+        TableLock, Timeouts, ConnLimit, Deploy, People, OddJobs, CleanUp,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

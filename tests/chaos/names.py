@@ -22,6 +22,15 @@ BREAKS = {
     "key-not-unique": "the database admits a job's key twice",
     "advance-before-insert": "schedules advance in one transaction, and their jobs come in the next",
     "insert-before-advance": "jobs come in one transaction, and their schedules advance in the next",
+    "claims-unlocked": "workers claim jobs without a lock on them",
+    "unbegun-attempts": "a job that a lost worker had only claimed spends an attempt",
 }
 TWO_COMMITS = ("advance-before-insert", "insert-before-advance")
 DROP_KEY = "ALTER TABLE _pgwerk_jobs DROP CONSTRAINT pgwerk_job_key"
+
+ODD_JOBS = (  # functions of tests/chaos/odd.py
+    "forks_and_exits", "forks_and_returns", "forks_and_raises", "exits", "ends_its_process", "kills_its_process",
+    "raises_what_cannot_be_shown", "raises_a_surrogate", "returns_what_cannot_be_stored", "recurses", "prints",
+    "leaves_a_thread", "runs_out_its_time",
+)  # fmt: skip
+TIMED_JOB = "runs_out_its_time"

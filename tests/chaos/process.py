@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 
 import django
 
@@ -18,6 +20,10 @@ def main() -> None:
     if sys.platform == "linux":  # a harness that is killed leaves nobody behind
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.chaos.settings")
+    os.environ["PGAPPNAME"] = f"chaos-{os.getpid()}"  # says in the record of jobs which process made a change
+    if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+        # libfaketime moves the deadlines of `time.sleep`, too, although they are monotonic: it was refused with EINVAL.
+        time.sleep = threading.Event().wait  # type: ignore[assignment]  # noqa: TID251
     django.setup()
     from django.core.management import execute_from_command_line
 

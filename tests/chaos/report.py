@@ -1,10 +1,12 @@
 """What a run came to, as a table for people and as JSON."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.auditor import Verdict
+from tests.chaos.evidence import Evidence
 from tests.chaos.world import Notes
 
 MOST_SHOWN = 10
@@ -18,6 +20,7 @@ class Report:
     notes: Notes
     missing: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    evidence: Evidence | None = None
 
     @property
     def clean(self) -> bool:
@@ -46,6 +49,7 @@ class Report:
             _line(counts["runs begun"], "runs begun"),
             _line(counts["runs more than attempts"], "runs more than the attempts say"),
             _line(counts["sent again"], "sent again after a fault, under the same key"),
+            _line(counts["rows deleted by clean-up"], "rows deleted by clean-up, judged as they were then"),
             "",
             "verdict",
             *[_line(len(getattr(verdict, kind)), kind) for kind in verdict.KINDS],
@@ -76,6 +80,25 @@ class Report:
             "worst_lateness_of": verdict.latest,
             "lateness": {f"p{share}": verdict.percentile(share / 100) for share in (50, 90, 99)},
         }
+
+    def records(self) -> str:
+        """What the verdict was reached by, a line for each entry, in the order of time."""
+        assert self.evidence is not None
+        told = self.evidence
+        entries = [
+            *((change.at, change) for change in told.changes),
+            *((event.at, event) for event in told.events),
+            *((run.began, run) for run in told.runs),
+            *((send.at, send) for send in told.sends),
+            *((hit.began, hit) for hit in told.hits),
+            *((act.at, act) for act in told.acts),
+        ]
+        lines = [
+            json.dumps({"entry": type(entry).__name__, **dataclasses.asdict(entry)}, default=str)
+            for _, entry in sorted(entries, key=lambda each: each[0])
+        ]
+        rows = [json.dumps({"entry": "Row", **dataclasses.asdict(row)}, default=str) for row in told.rows]
+        return "\n".join([*lines, *rows])
 
     def json(self) -> str:
         return json.dumps(self.data(), indent=2)

@@ -29,8 +29,16 @@ def run(
     behind = ["direct"]
     behind += ["proxy"] if "cable" in faults else []
     behind += ["pgbouncer"] if "pgbouncer" in faults else []
+    behind += ["wire"] if "halfopen" in faults else []
+    settings = {name: value for fault in faults.values() for name, value in fault.settings.items()}
     started = time.monotonic()
-    with World(broken=list(broken), own_disk="disk" in faults, behind=tuple(behind)) as world:
+    with World(
+        broken=list(broken),
+        own_disk="disk" in faults,
+        own_clock="pgclock" in faults,
+        behind=tuple(behind),
+        settings=settings,
+    ) as world:
         world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs"), 60)
         ends = time.monotonic() + seconds
         for strike in strikes(seed, list(faults)):
@@ -41,4 +49,4 @@ def run(
             world.run_for(min(strike.pause, max(ends - time.monotonic(), 0)))
         say(f"{time.monotonic() - started:6.1f} s  no more faults; waiting until everything has drained")
         evidence = world.judged()
-        return Report(seed, time.monotonic() - started, audit(evidence), world.notes, missing, list(broken))
+        return Report(seed, time.monotonic() - started, audit(evidence), world.notes, missing, list(broken), evidence)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from tests.chaos import names
 from tests.chaos.auditor import Verdict, audit
-from tests.chaos.faults import arm
-from tests.chaos.world import SCHEDULER, Member, World
+from tests.chaos.faults import arm, hold_rows
+from tests.chaos.report import Report
+from tests.chaos.world import LEASE, SCHEDULER, WORKER, Member, World
 
 AWAY = 4.0  # seconds without a scheduler: longer than the misfire grace of the schedules
+CLAIMERS = 4
+OPEN = "SELECT count(*) FROM _pgwerk_jobs WHERE status IN ('READY', 'RUNNING')"
 
 
 def killed_in_between(world: World) -> None:
@@ -28,7 +31,9 @@ def frozen_after_a_claim(world: World) -> None:
     world.wanted[SCHEDULER], world.thaws_after = 0, float("inf")
     for member in world.some(SCHEDULER):
         world.kill(member)
+    over = world.hit("away")
     world.run_for(AWAY)
+    over()
     frozen: Member = arm(world, "tick: after claim", names.FREEZE, 1, 60)
     world.until(frozen.is_stopped, 60)
     world.wanted[SCHEDULER] = 2
@@ -41,12 +46,48 @@ def frozen_after_a_claim(world: World) -> None:
     world.run_for(1)
 
 
+def many_jobs(world: World, number: int = 2000) -> None:
+    """Jobs that all workers claim at once. There is no fault."""
+    world.until(lambda: all(member.has_started for member in world.some(WORKER)), 60)
+    enqueue(world, "work", number)
+    world.until(lambda: world.ask(OPEN) == 0, 60)
+
+
+def many_jobs_and_faults_elsewhere(world: World) -> None:
+    """The same, while faults hit a scheduler that has nothing to do with these jobs."""
+    world.until(lambda: world.some(SCHEDULER), 60)
+    world.freeze(world.some(SCHEDULER)[0], 5, whole=False)
+    many_jobs(world)
+
+
+def enqueue(world: World, function: str, number: int) -> None:
+    with world.session() as session:
+        session.execute(
+            "INSERT INTO _pgwerk_jobs (kind, function, max_attempts) SELECT 'adhoc', %s, 5 FROM generate_series(1, %s)",
+            [f"tests.chaos.workload.{function}", number],
+        )
+
+
+def killed_after_a_claim(world: World) -> None:
+    """A worker is killed when it has claimed jobs, and none of them has begun."""
+    for member in world.some(WORKER):
+        world.kill(member)
+    world.wanted[WORKER] = 0
+    claimed = arm(world, "worker: after claim", names.KILL, 1, 60)
+    world.until(lambda: not claimed.alive, 60)
+    world.wanted[WORKER] = 1
+    world.run_for(2 * LEASE)
+
+
 @dataclass(frozen=True)
 class Case:
     broken: tuple[str, ...]
     attack: Callable[[World], None]
     found: tuple[str, ...]  # kinds of findings; none where another guard stands
     why: str
+    schedulers: int = 1
+    workers: int = 1
+    times: int = 1
 
 
 CASES = (
@@ -93,18 +134,65 @@ CASES = (
         ("doubled",),
         "nothing keeps two schedulers from recording the same",
     ),
+    Case(
+        ("unbegun-attempts",),
+        killed_after_a_claim,
+        ("wrong",),
+        "what a lost worker had only claimed is given back with its attempt",
+    ),
+    Case((), many_jobs, (), "each claim locks what it takes", schedulers=0, workers=CLAIMERS),
+    Case(
+        ("claims-unlocked",),
+        many_jobs,
+        ("wrong",),
+        "without faults, nothing explains a second claim",
+        schedulers=0,
+        workers=CLAIMERS,
+        times=10,
+    ),
+    Case(
+        ("claims-unlocked",),
+        many_jobs_and_faults_elsewhere,
+        ("wrong",),
+        "a fault that hits another process explains nothing",
+        workers=CLAIMERS,
+    ),
 )
 
 
-def tried(case: Case) -> Verdict:
-    with World(schedulers=1, workers=1, broken=list(case.broken)) as world:
-        world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs"), 60)
+def tried(case: Case, patience: float = 1) -> Verdict:
+    with World(schedulers=case.schedulers, workers=case.workers, broken=list(case.broken), patience=patience) as world:
+        if case.schedulers:
+            world.until(lambda: world.ask("SELECT count(*) FROM _pgwerk_jobs"), 60)
+        else:
+            world.tend()
         case.attack(world)
-        world.wanted[SCHEDULER] = max(world.wanted[SCHEDULER], 1)
+        world.wanted[SCHEDULER] = max(world.wanted[SCHEDULER], min(case.schedulers, 1))
         evidence = world.judged()
         if world.notes.problems:  # what does not run proves nothing
             raise AssertionError(f"the broken build ended by itself: {world.notes.problems[0]}")
         return audit(evidence)
+
+
+def locked_rows(times: int, patience: float = 1) -> Report:
+    """Rows of running jobs are locked for longer than a lease, beside four workers that recover what is lost."""
+    with World(schedulers=0, workers=CLAIMERS, patience=patience) as world:
+        world.tend()
+        world.until(lambda: all(member.has_started for member in world.some(WORKER)), 60)
+        for _ in range(times):
+            enqueue(world, "work_for_seconds", CLAIMERS)
+            world.until(lambda: world.ask(f"{OPEN} AND status = 'RUNNING'"), 30)
+            held = hold_rows(world, jobs=CLAIMERS, statuses="RUNNING")
+            if held is None:
+                raise AssertionError("there was no running job to lock")
+            over = world.hit("lock")
+            world.run_for(1.5 * LEASE)
+            held()
+            over()
+            world.notes.did["running jobs locked for longer than a lease"] += 1
+            world.until(lambda: world.ask(OPEN) == 0, 30)
+        evidence = world.judged()
+        return Report(0, 0, audit(evidence), world.notes)
 
 
 def as_expected(case: Case, verdict: Verdict) -> bool:

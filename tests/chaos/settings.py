@@ -1,5 +1,6 @@
 """Settings of the processes under attack: nothing but our app, short leases, and the database that the environment names."""
 
+import json
 import os
 
 import environ
@@ -14,4 +15,5 @@ PGWERK = {
     "LEASE": float(os.environ.get("CHAOS_LEASE", "4")),
     "POLL_INTERVAL": 0.5,
     "ORPHAN_GRACE": 10,  # the shortest
+    **json.loads(os.environ.get("CHAOS_PGWERK", "{}")),
 }

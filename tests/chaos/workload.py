@@ -1,5 +1,6 @@
 """The schedules under attack, in two versions of the code, and the functions that they run."""
 
+import os
 import threading
 
 from pgwerk_django import schedule
@@ -19,13 +20,29 @@ def work_for_a_while() -> None:
     take(0.3)
 
 
+def work_for_seconds() -> None:
+    take(2)
+
+
 def take(seconds: float) -> None:
-    job = current_job()
-    assert job is not None
-    ledger.note("began", job=str(job.pk), attempt=job.attempt)
+    began()
     if seconds:
         threading.Event().wait(seconds)
-    ledger.note("done", job=str(job.pk), attempt=job.attempt)
+    done()
+
+
+def began() -> None:
+    note("began", worker=os.getppid())
+
+
+def done() -> None:
+    note("done")
+
+
+def note(what: str, **values: int) -> None:
+    job = current_job()
+    assert job is not None
+    ledger.note(what, job=str(job.pk), claims=job.claims, pid=os.getpid(), **values)
 
 
 class Engine(ForeignTarget):
@@ -38,7 +55,7 @@ class Engine(ForeignTarget):
         return []
 
     def send(self, job: Job) -> str:
-        ledger.note("sent", job=str(job.pk))
+        ledger.note("sent", job=str(job.pk), by=os.getpid())
         return job.key
 
 

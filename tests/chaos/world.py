@@ -1,6 +1,7 @@
 """The world under attack: a PostgreSQL of its own, ways to it, schedulers and workers that come back when they die."""
 
 import contextlib
+import datetime as dt
 import json
 import os
 import shutil
@@ -11,15 +12,17 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 
 from example_project.embedded import EmbeddedError, EmbeddedPostgres
 from tests.chaos import evidence, ledger, names, routes
+from tests.chaos.evidence import Hit
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE = 4.0
@@ -29,6 +32,8 @@ STOPS_WITHIN = 60.0
 STOPPED = (0, 3, -signal.SIGTERM)  # 3: jobs were handed back; the last before it could hear of signals
 DRAINS_WITHIN = 120.0
 MOST_STARTS = 100  # of PostgreSQL that fail, until a run is given up
+ROLE = "app"  # no superuser: limits of connections and of time hold for it
+STALL = 0.7  # seconds by which the machine must be late to be on record
 
 
 def log_tail(path: Path, lines: int = 6) -> str:
@@ -44,8 +49,10 @@ class Member:
     log: Path
     point: tuple[str, str, int] | None = None
     clock: Path | None = None
+    route: str = "direct"
     frozen: bool = False
     expected_to_end: bool = False
+    over: Callable[[], None] | None = None  # ends the record of the fault that it is under
 
     @property
     def pid(self) -> int:
@@ -60,14 +67,22 @@ class Member:
         return "process_started" in self.log.read_text(errors="replace")
 
     def send(self, number: int, *, whole: bool = False) -> None:
-        """To the process, or to all of its children too."""
-        with contextlib.suppress(ProcessLookupError):
-            (os.killpg if whole else os.kill)(self.pid, number)
+        """To the process, or to the processes that run its jobs, too. (Each of them has a session of its own.)"""
+        for pid in [self.pid, *(children_of(self.pid) if whole else [])]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def is_stopped(self) -> bool:
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         return False
+
+
+def children_of(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        threads = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for children in threads for child in children.read_text().split()]
+    return []
 
 
 @dataclass
@@ -92,13 +107,21 @@ class World:
         workers: int = 2,
         broken: list[str] | None = None,
         own_disk: bool = False,
+        own_clock: bool = False,
         behind: tuple[str, ...] = ("direct",),
+        settings: dict[str, str] | None = None,
+        patience: float = 1,
     ) -> None:
-        """`behind` are the routes that processes take in turn; with `own_disk` the database has a small file system to fill."""
+        """`behind` are the routes that processes take in turn, `settings` more variables of their environment.
+
+        `patience` multiplies the auditor's bounds of lateness, where many worlds share a machine.
+        With `own_disk` the database has a small file system to fill, with `own_clock` PostgreSQL has a clock to step.
+        """
         self.wanted = {SCHEDULER: schedulers, WORKER: workers}
         self.broken = broken or []
         self.notes = Notes()
         self.members: list[Member] = []
+        self._everybody: list[Member] = []  # also those that are gone
         self.version = "old"
         self.on_unregistered = "pause"
         self.healing = False
@@ -106,6 +129,13 @@ class World:
         self.thaws_after = LEASE * 1.5  # who froze at a named point
         self._behind = behind
         self._own_disk = own_disk
+        self._patience = patience
+        self._own_clock = own_clock
+        self._settings = settings or {}
+        self._epoch = time.time() - time.monotonic()
+        self._hits: list[Hit] = []
+        self._lasting: dict[object, Callable[[], list[Hit]]] = {}
+        self._person: subprocess.Popen[bytes] | None = None
         self._later: list[Later] = []
         self._started = 0
         self._snapshot: psycopg.Connection[Any] | None = None
@@ -133,24 +163,64 @@ class World:
             self._mount()
         options = {"max_connections": 200, "fsync": "off", "max_wal_size": "64MB", "min_wal_size": "32MB"}
         self.server = EmbeddedPostgres(self.disk, options=options)
-        self.server.start()
+        self.clock = self.folder / "disk" / "clock"
+        with self._time_of_server():
+            self.server.start()
         self._cleanup.callback(self._stop_server)
-        self.proxy = routes.Proxy(self.server.url)
+        with self.session() as session:
+            session.execute(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE}'")
+            session.execute(f"GRANT CREATE ON SCHEMA public TO {ROLE}")
+        url = urlsplit(self.server.url)
+        self.app_url = f"postgres://{ROLE}:{ROLE}@{url.hostname}:{url.port}{url.path}"
+        self.proxy = routes.Proxy(self.app_url)
         self._cleanup.callback(self.proxy.close)
-        self.urls = {"direct": self.server.url, "proxy": self.proxy.url}
+        self.urls = {"direct": self.app_url, "proxy": self.proxy.url}
         self.bouncer: routes.Bouncer | None = None
         if "pgbouncer" in self._behind:
-            self.bouncer = routes.Bouncer(self.server.url, self.folder / "pgbouncer.log")
+            self.bouncer = routes.Bouncer(self.app_url, self.folder / "pgbouncer.log")
             self._cleanup.callback(self.bouncer.close)
             self.bouncer.start()
             self.urls["pgbouncer"] = self.bouncer.url
+        self.wire: routes.Wire | None = None
+        if "wire" in self._behind:
+            self.wire = routes.Wire(self.app_url)
+            self._cleanup.callback(self.wire.close)
+            self.urls["wire"] = self.wire.url
         migrate = [sys.executable, "-m", "django", "migrate", "--verbosity=0", "--skip-checks"]
-        subprocess.run(migrate, cwd=ROOT, env=self._environment(self.server.url), check=True)
-        with self.session() as session:
+        subprocess.run(migrate, cwd=ROOT, env=self._environment(self.app_url), check=True)
+        with psycopg.connect(self.app_url, autocommit=True) as session:
             session.execute(evidence.LOG)
+            session.execute(evidence.JOB_LOG)
             if "key-not-unique" in self.broken:
                 session.execute(names.DROP_KEY)
+        stopped = threading.Event()
+        self._cleanup.callback(stopped.set)
+        threading.Thread(target=self._watch_machine, args=(stopped,), daemon=True).start()
         self._cleanup.callback(self._end_members)
+
+    @contextlib.contextmanager
+    def _time_of_server(self) -> Iterator[None]:
+        """PostgreSQL is started with a clock that the file `clock` puts off."""
+        if not self._own_clock:
+            yield
+            return
+        self.clock.write_text("+0")
+        before = dict(os.environ)
+        os.environ.update(false_time(self.clock))
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def _watch_machine(self, stopped: threading.Event) -> None:
+        """A machine that stands still for a moment is a fault, too."""
+        before = time.monotonic()
+        while not stopped.wait(0.1):
+            after = time.monotonic()
+            if after - before > 0.1 + STALL:
+                self._hits.append(Hit("machine", self._instant(before), self._instant(after)))
+            before = after
 
     def _mount(self) -> None:
         options = ["-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(self.disk)]
@@ -164,15 +234,52 @@ class World:
             self.server.stop("immediate")
 
     def _end_members(self) -> None:
+        if self._person is not None:
+            self._person.kill()
+            self._person.wait()
         for member in self.members:
             if member.alive:
                 member.send(signal.SIGKILL, whole=True)
                 member.process.wait()
 
+    # -- the record of its faults
+
+    def now(self) -> dt.datetime:
+        return self._instant(time.monotonic())
+
+    def _instant(self, monotonic: float) -> dt.datetime:
+        return dt.datetime.fromtimestamp(monotonic + self._epoch, dt.UTC)
+
+    def hit(
+        self, kind: str, *members: Member, route: str | None = None, since: dt.datetime | None = None
+    ) -> Callable[[], None]:
+        """Put a fault on record, which lasts until what this gives back is called.
+
+        It hits these members, or those behind a route, or else all of them.
+        """
+        began, key = since or self.now(), object()
+
+        def so_far() -> list[Hit]:
+            victims = list(members) if route is None else [m for m in self._everybody if m.route == route]
+            if not victims and route is None:
+                return [Hit(kind, began, self.now())]
+            return [Hit(kind, began, self.now(), member.pid) for member in victims]
+
+        def over() -> None:
+            if self._lasting.pop(key, None):
+                self._hits += so_far()
+
+        self._lasting[key] = so_far
+        return over
+
+    def hits(self) -> list[Hit]:
+        return [*self._hits, *(hit for so_far in list(self._lasting.values()) for hit in so_far())]
+
     # -- its database
 
-    def session(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self.server.url, autocommit=True, connect_timeout=5)
+    def session(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+        """As a superuser, whom no limit of the role holds up."""
+        return psycopg.connect(self.server.url, autocommit=autocommit, connect_timeout=5, application_name="harness")
 
     def ask(self, statement: str, parameters: Any = None) -> Any:
         """The first value; None while the database is away."""
@@ -204,9 +311,11 @@ class World:
             "DATABASE_URL": url,
             "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
             "CHAOS_FOLDER": str(self.folder),
+            "CHAOS_EPOCH": repr(self._epoch),
             "CHAOS_LEASE": str(LEASE),
             "CHAOS_BREAK": json.dumps(self.broken),
             "PYTHONPATH": str(ROOT),
+            **self._settings,
         }
 
     def start(
@@ -228,18 +337,38 @@ class World:
             arguments = ["runscheduler", f"--on-unregistered={self.on_unregistered}"]
         else:
             arguments = ["runworker", "--concurrency=2", "--threads=2", "--shutdown-timeout=8"]
+        inside = self.wire.enter if route == "wire" and self.wire is not None else []
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.process", *arguments, "--skip-checks"],
+                [*inside, sys.executable, "-m", "tests.chaos.process", *arguments, "--skip-checks"],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        member = Member(role, process, log, point, clock)
+        member = Member(role, process, log, point, clock, route)
         self.members.append(member)
+        self._everybody.append(member)
         return member
+
+    def person(self, **does: object) -> None:
+        """Have somebody do something by the API of the product, soon: `tests/chaos/person.py` says what."""
+        if self._person is None or self._person.poll() is not None:
+            with (self.folder / "person.log").open("a") as output:
+                self._person = subprocess.Popen(
+                    [sys.executable, "-m", "tests.chaos.person"],
+                    cwd=ROOT,
+                    env=self._environment(self.app_url),
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        assert self._person.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._person.stdin.write(json.dumps(does).encode() + b"\n")
+            self._person.stdin.flush()
 
     def run_command(self, *arguments: str) -> None:
         """One that ends by itself. Where the database is away it fails, and that is that."""
@@ -247,7 +376,7 @@ class World:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.process", *arguments, "--skip-checks"],
                 cwd=ROOT,
-                env={**self._environment(self.server.url), "CHAOS_VERSION": self.version},
+                env={**self._environment(self.app_url), "CHAOS_VERSION": self.version},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -268,6 +397,7 @@ class World:
                 self._bury(member)
             elif member.point and member.point[1] == "freeze" and not member.frozen and member.is_stopped():
                 member.frozen = True
+                member.over = self.hit("freeze", member, since=self._reached_at(member))
                 self.notes.did[f"freeze at {member.point[0]}"] += 1
                 self.after(self.thaws_after, lambda member=member: self.thaw(member))
         for role, wanted in self.wanted.items():
@@ -281,21 +411,33 @@ class World:
         self.members.remove(member)
         code = member.process.returncode
         reached = (self.folder / f"reached-{member.pid}").exists()
+        self.hit("kill", member, since=self._reached_at(member))()
+        if member.over is not None:
+            member.over()
         if reached and member.point and code == -signal.SIGKILL and not member.expected_to_end:
             self.notes.did[f"kill at {member.point[0]}"] += 1
         elif not member.expected_to_end:
             self.notes.problems.append(f"a {member.role} ended by itself with {code}: {log_tail(member.log)}")
+
+    def _reached_at(self, member: Member) -> dt.datetime | None:
+        """When it reached its point."""
+        with contextlib.suppress(OSError):
+            return dt.datetime.fromtimestamp((self.folder / f"reached-{member.pid}").stat().st_mtime, dt.UTC)
+        return None
 
     def after(self, seconds: float, what: Callable[[], None]) -> None:
         self._later.append(Later(time.monotonic() + seconds, what))
 
     def kill(self, member: Member) -> None:
         member.expected_to_end = True
+        over = self.hit("kill", member)
         member.send(signal.SIGKILL)
         member.process.wait()
+        over()
 
     def freeze(self, member: Member, seconds: float, *, whole: bool) -> None:
         member.frozen = True
+        member.over = self.hit("freeze", member)
         member.send(signal.SIGSTOP, whole=whole)
         self.after(seconds, lambda: self.thaw(member))
 
@@ -303,9 +445,12 @@ class World:
         member.send(signal.SIGCONT, whole=True)
         member.frozen = False
         member.point = None
+        if member.over is not None:
+            member.over()
 
     def stop(self, members: list[Member]) -> None:
         """As a deploy does: ask, and wait."""
+        over = self.hit("stop", *members) if members else None
         for member in members:
             member.expected_to_end = True
             member.send(signal.SIGTERM)
@@ -317,6 +462,8 @@ class World:
                 self.kill(member)
             elif (code := member.process.returncode) not in STOPPED:
                 self.notes.problems.append(f"a {member.role} stopped with {code}: {log_tail(member.log)}")
+        if over is not None:
+            over()
 
     # -- time
 
@@ -341,8 +488,11 @@ class World:
         later, self._later = self._later, []
         for each in later:
             each.what()
-        self.proxy.flow()
-        self.proxy.forget()
+        for proxy in [self.proxy, *([self.wire.proxy] if self.wire else [])]:
+            proxy.flow()
+            proxy.forget()
+        if self.wire is not None:
+            self.wire.mend()
         (self.disk / "ballast").unlink(missing_ok=True)
         self.server_up()
         if self.bouncer is not None and not self.bouncer.alive:
@@ -351,13 +501,22 @@ class World:
             if member.alive and member.is_stopped():
                 self.thaw(member)
 
+    def server_back(self, over: Callable[[], None]) -> None:
+        """Have it run, and end the record of the outage once it does."""
+        self.server_up()
+        if self.healing or self.ask("SELECT 1"):
+            over()
+        else:
+            self.after(1, lambda: self.server_back(over))
+
     def server_up(self) -> None:
         """Have it run. While its disk is full it may not come up: then again in a second, as a service manager does."""
         if self.ask("SELECT 1"):
             return
         try:
             self.server.halt("immediate")
-            self.server.resume()
+            with self._time_of_server():
+                self.server.resume()
         except EmbeddedError:
             if self.healing and self.refused_to_start == MOST_STARTS:
                 raise
@@ -383,7 +542,7 @@ class World:
         self.wanted[WORKER] = 0
         self.stop([m for m in self.members if m.alive])
         with self.session() as session:
-            return evidence.gather(session, ledger.read(self.folder), ended_at)
+            return evidence.gather(session, ledger.read(self.folder), ended_at, self.hits(), self._patience)
 
 
 def false_time(clock: Path) -> dict[str, str]:
