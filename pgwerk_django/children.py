@@ -97,7 +97,7 @@ class Child:
         self.condemned = False  # by us, to be killed
         self.retired = False  # gets no more jobs
         self.given = 0
-        self.recalled = False
+        self.asked: float | None = None  # to give back what it has not started; None once it has answered
         self.unsent: set[Any] = set()
         self._pool = pool
         self._outbox: queue.SimpleQueue[tuple[str, Any, Any] | None] = queue.SimpleQueue()
@@ -155,9 +155,10 @@ class Child:
         self._outbox.put((word, held.key, None))
 
     def recall(self) -> None:
-        """Have it give back what it has not started."""
-        self.recalled = True
-        self._outbox.put(("recall", None, None))
+        """Have it give back what it has not started. Until it answers it is not asked again."""
+        if self.asked is None:
+            self.asked = time.monotonic()
+            self._outbox.put(("recall", None, None))
 
     def hang_up(self) -> None:
         """Have it end, once it has been sent what is still to be sent."""
@@ -252,6 +253,7 @@ class Children:
         self._lock = threading.Lock()
         self._died_young = 0
         self._next_start = 0.0
+        self._last_up = self._last_free = time.monotonic()
 
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self._all))
@@ -270,6 +272,36 @@ class Children:
             elif child.retired and not child.running and not child.leaving:
                 child.leaving = True
                 child.hang_up()
+        self._note_state()
+
+    def _note_state(self) -> None:
+        now = time.monotonic()
+        up = [child for child in self if child.up and not child.retired]
+        if up:
+            self._last_up = now
+        if any(len(child.running) < self.threads for child in up):
+            self._last_free = now
+
+    def state(self) -> dict[str, Any]:
+        """What `health` judges a worker by, in the row of its process. Durations are seconds, 0 when it is not so."""
+        now = time.monotonic()
+        up = [child for child in self if child.up and not child.retired]
+        unanswered = [now - child.asked if child.asked is not None else 0 for child in up]
+        return {
+            "places": self.count * self.threads,
+            "up": len(up) * self.threads,
+            "down_for": 0 if up else round(now - self._last_up, 1),
+            "died": self._died_young,
+            "unanswered_for": round(min(unanswered, default=0), 1),
+            "taken_for": round(now - self._last_free, 1) if up else 0,
+        }
+
+    def ask(self) -> None:
+        """Have each process that has jobs show that it still answers. (It gives back what it has not started.)"""
+        with self._lock:
+            for child in self._all:
+                if child.running and child.up:
+                    child.recall()
 
     def _is_short(self) -> bool:
         return sum(not child.retired for child in self._all) < self.count
@@ -316,6 +348,7 @@ class Children:
 
     def feed_after(self, child: Child, key: Claim) -> None:
         """A job of this child is done: give it others, without a look at the database."""
+        self._last_free = time.monotonic()
         with self._lock:
             child.take(key)
             if child.room() > self.extra / 2:
@@ -328,7 +361,7 @@ class Children:
         oldest = time.monotonic() - older_than
         with self._lock:
             for child in self._all:
-                if not child.recalled and any(
+                if child.asked is None and any(
                     held.started is None and held.given is not None and held.given < oldest
                     for held in child.running.values()
                 ):
@@ -338,7 +371,7 @@ class Children:
 
     def came_back(self, child: Child, keys: Iterable[Claim]) -> None:
         with self._lock:
-            child.recalled = False
+            child.asked = None
             self._wait_again([held for key in keys if (held := child.take(key)) is not None])
 
     def _wait_again(self, back: list[Held]) -> None:

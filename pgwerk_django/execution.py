@@ -65,7 +65,8 @@ class Outcome:
     summary: str = ""  # the error in one line
     exception: str = ""  # the dotted path of its class
     told: bool = False  # to receivers of `task_finished`
-    unknown: bool = False  # the code of this process does not have the function, or other parameters: newer code may
+    # What the code of this process does not have, and other code may: "function", or "arguments" that fit its signature.
+    unknown: str = ""
     delay: float = 0  # seconds to the next attempt
     seconds: float = 0  # how long it ran
     ended: float = dataclasses.field(default_factory=time.monotonic)
@@ -155,7 +156,8 @@ class Call:
 
     def failure(self, error: BaseException) -> Outcome:
         outcome = Outcome.failure(self.job.row, error)
-        outcome.unknown = self._does_not_fit(error)
+        if self._does_not_fit(error):
+            outcome.unknown = "arguments"
         return outcome
 
     def _does_not_fit(self, error: BaseException) -> bool:
@@ -191,7 +193,8 @@ def not_loaded(job: jobs.CurrentJob, error: BaseException) -> Outcome:
     """There is no `Call`: what the function's module raised."""
     with spans.watch.job(job) as told:
         outcome: Outcome = told(Outcome.failure(job.row, error))
-    outcome.unknown = type(error) is FunctionNotFound and error.unknown
+    if type(error) is FunctionNotFound and error.unknown:
+        outcome.unknown = "function"
     return outcome
 
 

@@ -8,6 +8,7 @@ restart this one, nor is a database that is away.
 import contextlib
 import dataclasses
 import datetime as dt
+import json
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,10 @@ ANSWERS_WITHIN = 5  # seconds of each statement
 LONGEST_SNAPSHOT, LARGEST_SNAPSHOT = 300, 1_000_000
 CLOCK_IS_OFF = 2.0  # seconds, from which on the difference is no longer the network's
 MOST_LISTED = 5
+# Of a worker, by its own account, in seconds: no process of it is up, though some have died before they were up; or none is up.
+CANNOT_START, NONE_IS_UP = 10, 60
+UNANSWERED = 300  # all of its processes answer nothing: jobs in C code that keep the GIL, or processes that hang
+LONGEST_TAKEN = 3600  # all places of a queue's workers are taken, and no job ends, while jobs wait for too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,12 @@ class ProcessSeen(NamedTuple):
     tick_age: float | None
     poll: float
     clock_offset: float | None
+    # Of a worker, since it last had what is named. None: it is of a version that does not say so.
+    down_for: float | None = None
+    died: float | None = None  # processes in a row that ended before they were up
+    unanswered_for: float | None = None
+    taken_for: float | None = None
+    places: float | None = None
 
     def __str__(self) -> str:
         return f"{self.role} {self.host}:{self.pid}"
@@ -127,6 +138,9 @@ class ProcessSeen(NamedTuple):
     def lives(self) -> bool:
         # A heartbeat that lies ahead is from when PostgreSQL's clock was ahead: who lives has written another since.
         return abs(self.heartbeat_age) <= SILENT_AFTER.total_seconds()
+
+    def serves(self, queue: str) -> bool:
+        return self.role == "worker" and self.lives and (not self.queues or queue in self.queues)
 
     @property
     def longest_tick_age(self) -> float:
@@ -152,10 +166,43 @@ class ProcessSeen(NamedTuple):
 
     @property
     def works(self) -> bool:
-        return self.ticks if self.role == "scheduler" else self.lives
+        return self.ticks if self.role == "scheduler" else self.lives and not self.defect
+
+    @property
+    def defect(self) -> str:
+        """Why a worker that lives can run no job; empty when it can. One whose jobs take long is not defect."""
+        down_for = self.until_now(self.down_for)
+        if down_for > (CANNOT_START if self.died else NONE_IS_UP):
+            died = f", {self.died:g} died before they were up (its log says why: child_died)" if self.died else ""
+            return f"none of its processes that run jobs is up for {down_for:g} s{died}"
+        if (unanswered_for := self.until_now(self.unanswered_for)) > UNANSWERED:
+            return f"none of its processes that run jobs answers for {unanswered_for:g} s"
+        return ""
+
+    def until_now(self, seconds: float | None) -> float:
+        """What was so at the last heartbeat goes on until the next one; 0 where it was not so."""
+        return round(seconds + self.heartbeat_age, 1) if seconds else 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self._asdict(), "lives": self.lives, "works": self.works}
+        said = self._asdict()
+        for name in _SAID_BY_WORKERS:
+            del said[name]
+        return {**said, "lives": self.lives, "works": self.works}
+
+
+_SAID_BY_WORKERS = ("down_for", "died", "unanswered_for", "taken_for", "places")
+
+
+class UnknownSeen(NamedTuple):
+    """Jobs that wait for a worker whose code has their function, counted to `MOST_COUNTED` in all."""
+
+    function: str
+    waiting: int
+    oldest_age: float
+
+    def __str__(self) -> str:
+        told = "1 job waits" if self.waiting == 1 else f"{self.waiting} jobs wait"
+        return f"{told} for a worker that knows {self.function}, for up to {self.oldest_age:g} s"
 
 
 class QueueSeen(NamedTuple):
@@ -211,6 +258,7 @@ class Seen:
     targets: list[TargetSeen]
     running: int
     snapshot: Snapshot
+    unknown: list[UnknownSeen] = field(default_factory=list)
 
     def of(self, role: str) -> list[ProcessSeen]:
         return [each for each in self.processes if each.role == role]
@@ -240,9 +288,8 @@ def look(*, using: str, late_after: float = LATE_AFTER) -> Seen:
     with _answering(using) as cursor:
         processes = _processes(cursor)
         cursor.execute(_SCHEDULES, {"late_after": late_after})
-        now, running, *figures = cursor.fetchone()
+        now, running, unknown, *figures = cursor.fetchone()
         offset = time.time() - now.timestamp()
-        workers = [each for each in processes if each.role == "worker" and each.lives]
         cursor.execute(_QUEUES)
         queues = [QueueSeen(*row) for row in cursor.fetchall()]
         cursor.execute(_TARGETS)
@@ -254,13 +301,11 @@ def look(*, using: str, late_after: float = LATE_AFTER) -> Seen:
         clock_offset=round(offset, 3),
         processes=processes,
         schedules=Schedules(*figures),
-        queues=[
-            each._replace(workers=sum(not worker.queues or each.name in worker.queues for worker in workers))
-            for each in queues
-        ],
+        queues=[each._replace(workers=sum(worker.serves(each.name) for worker in processes)) for each in queues],
         targets=targets,
         running=running,
         snapshot=snapshot,
+        unknown=[UnknownSeen(*each) for each in json.loads(unknown)],
     )
 
 
@@ -290,7 +335,8 @@ def _processes(cursor: Any) -> list[ProcessSeen]:
             round(extract(epoch FROM statement_timestamp() - heartbeat_at), 1)::float8,
             round(extract(epoch FROM statement_timestamp() - last_tick_at), 1)::float8,
             coalesce({_number("poll")}, 1)::float8,
-            round({_number("clock")} - extract(epoch FROM heartbeat_at), 3)::float8
+            round({_number("clock")} - extract(epoch FROM heartbeat_at), 3)::float8,
+            {", ".join(f"{_number(name)}::float8" for name in _SAID_BY_WORKERS)}
         FROM _pgwerk_processes ORDER BY role, host, pid
         """  # noqa: S608  our own text
     )
@@ -317,8 +363,19 @@ def _names(column: str, rows: str) -> str:
     return f"ARRAY(SELECT {column} FROM {rows} LIMIT {MOST_LISTED})"  # noqa: S608
 
 
+_UNKNOWN = f"""
+(SELECT coalesce(json_agg(json_build_array(function, jobs, age)), '[]')::text FROM (
+    SELECT function, count(*) AS jobs,
+        round(extract(epoch FROM statement_timestamp() - min(unknown_since)), 1)::float8 AS age
+    FROM (
+        SELECT function, unknown_since FROM _pgwerk_jobs WHERE status = 'READY' AND unknown_since IS NOT NULL
+        ORDER BY queue, function LIMIT {MOST_COUNTED}
+    ) AS counted GROUP BY function ORDER BY jobs DESC, function LIMIT {MOST_LISTED}
+) AS listed)
+"""  # noqa: S608
+
 _SCHEDULES = f"""
-SELECT statement_timestamp(), (SELECT count(*) FROM _pgwerk_jobs WHERE status = 'RUNNING'),
+SELECT statement_timestamp(), (SELECT count(*) FROM _pgwerk_jobs WHERE status = 'RUNNING'), {_UNKNOWN},
     {_count(_LATE)}, {_names("name", _LATE)}, (SELECT {_DUE_AGE} FROM {_LATE} LIMIT 1), (SELECT {_DUE_AGE} FROM {_DUE} LIMIT 1),
     {_count(_SET_ASIDE)}, {_names("name", _SET_ASIDE)}, {_count(_FAILING)}, {_names("schedule_name", _FAILING)},
     ahead.number, ahead.names
@@ -396,17 +453,24 @@ def _of_workers(seen: Seen, longest_wait: float, *, asked: bool) -> Iterator[Fin
     if asked and not any(each.lives for each in seen.of("worker")):
         told = "; ".join(map(_state, seen.of("worker"))) or "none has said that it lives"
         yield Finding("workers", f"no worker lives: {told}")
+    for each in seen.of("worker"):
+        if each.lives and each.defect:
+            yield Finding("places", f"a worker lives, but can run no job: {each}: {each.defect}")
     for queue in seen.queues:
         if _waits_for_long(queue, longest_wait) and not queue.workers:
             yield Finding("unserved", f"{_waiting(queue)}, and no live worker serves it")
+        elif _waits_for_long(queue, longest_wait) and _taken_for(seen, queue) > LONGEST_TAKEN:
+            yield Finding("taken", f"{_waiting(queue)}{_taken(seen, queue)}")
 
 
 def _of_the_work(seen: Seen, longest_wait: float) -> Iterator[Finding]:
     for queue in seen.queues:
         if _waits_for_long(queue, longest_wait) and queue.workers:
-            yield Finding("waiting", _waiting(queue))
+            yield Finding("waiting", f"{_waiting(queue)}{_taken(seen, queue)}")
         elif queue.waiting and not queue.workers and not queue.paused:
             yield Finding("workers", f"{_waiting(queue)}, and no live worker serves it")
+    for unknown in seen.unknown:
+        yield Finding("unknown", str(unknown))
     for target in seen.targets:
         if target.oldest_age > longest_wait:
             told = (
@@ -444,7 +508,22 @@ def _waiting(queue: QueueSeen) -> str:
     return f"{queue.waiting} jobs wait in the queue {queue.name}, the oldest for {queue.oldest_age:g} s"
 
 
+def _taken_for(seen: Seen, queue: QueueSeen) -> float:
+    """For how long no place of the queue's workers was free, and no job there ended; 0 if any worker does not say so."""
+    serving = [each for each in seen.of("worker") if each.serves(queue.name)]
+    return min((each.until_now(each.taken_for) for each in serving), default=0)
+
+
+def _taken(seen: Seen, queue: QueueSeen) -> str:
+    if not (seconds := _taken_for(seen, queue)):
+        return ""
+    places = sum(each.places or 0 for each in seen.of("worker") if each.serves(queue.name))
+    return f"; all {places:g} places of its workers are taken, and no job has ended, for {seconds:g} s"
+
+
 def _state(process: ProcessSeen) -> str:
+    if process.lives and process.defect:
+        return f"{process} (heartbeat {process.heartbeat_age:g} s ago): {process.defect}"
     tick = ""
     if process.role == "scheduler":
         tick = ", no tick yet" if process.tick_age is None else f", last tick {process.tick_age:g} s ago"

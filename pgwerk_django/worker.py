@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import DataError, connections
@@ -44,10 +45,20 @@ TELLS_WITHIN = 10.0  # receivers of signals, once all is done
 REMEMBERS = 60.0  # that its code does not know a function: for longer than the longest time to the next try,
 MOST_REMEMBERED = 100  # functions, the last ones
 TELL_AGAIN = 60.0  # of the same function
+TRY_AGAIN = 1.0  # whether a child can import it: until then its jobs are released without that
 
 _ID, _CLAIMS, _ATTEMPT, _TIMEOUT, _FUNCTION, _UNKNOWN_SINCE = map(
     FIELDS.index, ("id", "claims", "attempt", "timeout", "function", "unknown_since")
 )
+
+
+@dataclass(slots=True)
+class _Unknown:
+    """A function that this worker's code did not know. Instants are `time.monotonic()`."""
+
+    released: float  # the last of its jobs
+    found_missing: float = float("-inf")  # by a child, whatever the arguments
+    told: float = float("-inf")
 
 
 class Worker:
@@ -85,10 +96,10 @@ class Worker:
         self._rung = False  # for the news that wait
         self._held: dict[Claim, Held] = {}
         self._outcomes: list[tuple[Held, Outcome]] = []
-        self._unknown: list[tuple[Held, Outcome]] = []  # jobs that newer code may know, to be released
-        self._unknown_functions: dict[
-            str, tuple[float, float]
-        ] = {}  # when a job of each was last released, and that told
+        # Jobs that other code may know, to be released; without an outcome where no child was asked.
+        self._unknown: list[tuple[Held, Outcome | None]] = []
+        self._unknown_functions: dict[str, _Unknown] = {}
+        self._claims_at_once = False
         self._progress: dict[Claim, str] = {}
         self._usual = float("inf")  # seconds that a job has run of late
         self._lease = conf.current().LEASE
@@ -233,11 +244,13 @@ class Worker:
             self._usual = max(self._usual, LONGEST_AT_HAND)
         children.tend(replace=not self._stopped)
         if self._time_to_beat():
-            self._process.beat(using=self.using, running=sum(held.child is not None for held in self._held.values()))
+            running = sum(held.child is not None for held in self._held.values())
+            self._process.beat(using=self.using, running=running, **children.state())
+            children.ask()
         if self._held and self._time_to_renew():  # first: after an outage others are about to look
             self._time_to_renew.again()  # until it is done
             self._renew()
-        self._release_unknown()
+        self._release_unknown(children)
         self._write()
         self._write_starts()
         if self._to_hand_back:
@@ -326,6 +339,8 @@ class Worker:
                 self._to_hand_back.append(held)
             else:
                 self._ended(held.key, self._failure(held, ProcessDied(child.how_it_ended())))
+        if not child.was_up:
+            self._time_to_beat.again()  # to say so at once
         if not (child.condemned or child.leaving):
             self._tell(signals.child_died, pid=child.process.pid, how=child.how_it_ended())
 
@@ -395,6 +410,7 @@ class Worker:
         ahead = min(int(children.places * AHEAD / max(self._usual, 1e-6)), MOST_AHEAD)
         wanted = children.room() + ahead
         self._claims_soon = now - self._found_none < LINGER
+        self._claims_at_once = False
         if self._stopped or wanted <= ahead / 2 or self._claims_soon:
             return None
         rows = self._claims.claim(wanted, self.queues, unknown=self._remembered())
@@ -404,39 +420,62 @@ class Worker:
             Held((row[_ID], row[_CLAIMS]), row, row[_TIMEOUT], self.using, claimed=now, lease_ends=now + self._lease)
             for row in rows
         ]
+        missing = self._missing()
+        self._unknown += [(held, None) for held in claimed if held.row[_FUNCTION] in missing]
+        self._claims_at_once = bool(self._unknown)
+        self._put(children, [held for held in claimed if held.row[_FUNCTION] not in missing])
+        self._release_unknown(children)
+        return len(claimed)
+
+    def _put(self, children: Children, claimed: Sequence[Held]) -> None:
         self._held.update((held.key, held) for held in claimed)
         children.put(claimed)
-        return len(claimed)
 
     def _remembered(self) -> list[str]:
         """The functions that this worker's code did not know of late."""
         if self._unknown_functions:
             oldest = time.monotonic() - REMEMBERS
-            kept = [each for each in self._unknown_functions.items() if each[1][0] > oldest]
+            kept = [each for each in self._unknown_functions.items() if each[1].released > oldest]
             self._unknown_functions = dict(kept[-MOST_REMEMBERED:])
         return list(self._unknown_functions)
 
-    def _release_unknown(self) -> None:
+    def _missing(self) -> set[str]:
+        """The functions that a child looked for a moment ago, and did not find."""
+        oldest = time.monotonic() - TRY_AGAIN
+        return {function for function, each in self._unknown_functions.items() if each.found_missing > oldest}
+
+    def _release_unknown(self, children: Children) -> None:
         """Leave jobs whose function is unknown here to workers of other code. What has waited too long for one fails."""
         if not self._unknown:
             return
         batch = list(self._unknown)
         released = self._claims.release({held.key: held.row[_UNKNOWN_SINCE] for held, _ in batch})
         del self._unknown[: len(batch)]
-        now = time.monotonic()
-        left: dict[str, list[tuple[Held, Outcome]]] = {}
         for held, outcome in batch:
-            if held.key[0] in released:
-                left.setdefault(held.row[_FUNCTION], []).append((held, outcome))
-            else:
-                self._outcomes.append((held, outcome))
-        for function, jobs in left.items():
-            _, told = self._unknown_functions.pop(function, (now, float("-inf")))
-            is_news = now - told >= TELL_AGAIN
-            self._unknown_functions[function] = (now, now if is_news else told)  # the latest is the last
-            if is_news:
-                keys = [str(held.told()) for held, _ in jobs]
-                self._tell(signals.jobs_unknown, function=function, jobs=keys, error=jobs[0][1].summary)
+            if held.key[0] not in released:
+                if outcome is None:
+                    self._put(children, [held])
+                else:
+                    self._outcomes.append((held, outcome))
+        self._remember([each for each in batch if each[0].key[0] in released])
+
+    def _remember(self, released: Iterable[tuple[Held, Outcome | None]]) -> None:
+        now = time.monotonic()
+        news: dict[str, tuple[str, list[str]]] = {}
+        for held, outcome in released:
+            function = held.row[_FUNCTION]
+            known = self._unknown_functions.pop(function, None) or _Unknown(now)
+            self._unknown_functions[function] = known  # as the last
+            known.released = now
+            if outcome is None:
+                continue
+            if outcome.unknown == "function":
+                known.found_missing = now
+            if now - known.told >= TELL_AGAIN or function in news:
+                known.told = now
+                news.setdefault(function, (outcome.summary, []))[1].append(str(held.told()))
+        for function, (error, keys) in news.items():
+            self._tell(signals.jobs_unknown, function=function, jobs=keys, error=error)
 
     def _write(self) -> None:
         """Write outcomes, one commit for all. They are kept until that succeeds: a lost database loses none."""
@@ -524,7 +563,8 @@ class Worker:
 
     def _settle(self) -> None:
         """The last things said: outcomes, and what others are to run."""
-        self._release_unknown()
+        if self._children is not None:
+            self._release_unknown(self._children)
         self._write()
         self._hand_back(list(self._held.values()))
         self._process.end(using=self.using)
@@ -542,6 +582,8 @@ class Worker:
             times.append(self._time_to_renew.next)
         if self._claims_soon:
             times.append(self._found_none + LINGER)
+        if self._claims_at_once:
+            times.append(now)
         for held in self._held.values():
             if held.stopped is not None:
                 times += [at for at in self._end_of_patience(held.stopped) if at > now]
