@@ -925,7 +925,10 @@ class QueueQuerySet(models.QuerySet["Queue"]):
             )
 
     def with_load(self) -> Self:
-        """Each with `waiting` (jobs that could run now, counted to `MOST_COUNTED`), `running` and `oldest` (its `run_at`)."""
+        """Each with `waiting` (jobs that could run now, counted to `MOST_COUNTED`), `running` and `oldest` (its `run_at`).
+
+        And `unknown`: of how many jobs that wait no worker so far has had the function, by function.
+        """
         waits = (
             "queue = _pgwerk_queues.name AND status = 'READY' AND target = 'worker' AND run_at <= statement_timestamp()"
         )
@@ -944,6 +947,19 @@ class QueueQuerySet(models.QuerySet["Queue"]):
                 f"(SELECT min(run_at) FROM (SELECT run_at FROM _pgwerk_jobs WHERE {waits} LIMIT %s) AS counted)",  # noqa: S608
                 [MOST_COUNTED],
                 models.DateTimeField(null=True),
+            ),
+            unknown=RawSQL(  # noqa: S611
+                """
+                (SELECT coalesce(jsonb_object_agg(function, jobs), '{}') FROM (
+                    SELECT function, count(*) AS jobs FROM (
+                        SELECT function FROM _pgwerk_jobs
+                        WHERE queue = _pgwerk_queues.name AND status = 'READY' AND unknown_since IS NOT NULL
+                        ORDER BY function LIMIT %s
+                    ) AS counted GROUP BY function ORDER BY jobs DESC, function LIMIT 5
+                ) AS listed)
+                """,
+                [MOST_COUNTED],
+                models.JSONField(),
             ),
         )
 

@@ -382,6 +382,82 @@ def test_the_manual_names_each_finding_and_each_alert() -> None:
     assert told == {name: set(re.findall(r"`(\w+)`", arguments)) for name, arguments in rows.items()}
 
 
+# -- workers that live, but can run nothing
+
+
+@pytest.mark.parametrize(
+    ("stats", "status"),
+    [
+        ({"down_for": 5, "died": 3}, "green"),
+        ({"down_for": 30, "died": 3}, "red"),
+        ({"down_for": 30, "died": 0}, "green"),  # it starts slowly
+        ({"down_for": 90, "died": 0}, "red"),
+        ({"unanswered_for": 200}, "green"),
+        ({"unanswered_for": 400}, "red"),
+        ({"taken_for": 7200}, "green"),  # long jobs are no defect
+        ({"down_for": "x", "died": None, "unanswered_for": [], "taken_for": {}, "places": -1}, "green"),
+    ],
+)
+def test_a_worker_that_can_run_nothing_is_red(stats: dict[str, Any], status: str) -> None:
+    process("scheduler")
+    process("worker", stats=stats)
+    here = health.judge_here(using="default", role="worker")
+    assert (judged().status, here.status, judged(role="scheduler").status) == (status, status, "green")
+    assert checks(judged().problems) == (["places"] if status == "red" else [])
+    if status == "red":
+        assert f"worker {socket.gethostname()}:1" in judged().problems[0].message
+    process("worker")
+    assert health.judge_here(using="default", role="worker").status == "green"  # one is enough
+
+
+def test_when_all_places_are_taken_it_says_since_when() -> None:
+    process("scheduler")
+    process("worker", stats={"taken_for": 600, "places": 4})
+    process("worker", stats={"taken_for": 700, "places": 2})
+    Job.objects.create(run_at=now() - HOUR)
+    found = judged()
+    assert (found.status, checks(found.warnings)) == ("green", ["waiting"])
+    assert "; all 6 places of its workers are taken, and no job has ended, for 60" in found.warnings[0].message
+    Process.objects.filter(role="worker").update(stats={"taken_for": 7200, "places": 4})
+    assert checks(judged().problems) == ["taken"]
+    process("worker", queues=["other"])
+    assert checks(judged().problems) == ["taken"]
+    process("worker")  # of a version that does not say so
+    assert (judged().status, "places" in judged().warnings[0].message) == ("green", False)
+
+
+@pytest.mark.process
+def test_processes_that_cannot_start_turn_it_red_and_spend_no_attempt(manage: Any, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif sys.argv[0].endswith('child.py'): sys.exit('no children here')\n"
+    )
+    worker = manage("runworker", "--concurrency=1", PYTHONPATH=str(tmp_path))
+    job = Job.objects.create(function="tests.functions.noop")
+    wait_until(lambda: Process.objects.filter(stats__died__gte=2).exists())
+    assert worker.says("child_died")
+    Process.objects.update(heartbeat_at=now() - 10 * SECOND)  # as if it had lasted for longer
+    (problem,) = health.judge_here(using="default", role="worker").problems
+    assert "died before they were up" in problem.message
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("READY", 0)
+
+
+# -- jobs of newer code
+
+
+def test_it_says_which_functions_no_worker_knows() -> None:
+    process("scheduler")
+    process("worker")
+    for queue in ("default", "default", "reports"):
+        Job.objects.create(function="shop.tasks.new", queue=queue, unknown_since=now() - MINUTE, run_at=now() + MINUTE)
+    Job.objects.create(function="shop.tasks.newer", unknown_since=now())
+    Job.objects.create(function="shop.tasks.old", unknown_since=now(), status="FAILED")
+    found = judged()
+    assert (found.status, checks(found.warnings)) == ("green", ["unknown", "unknown"])
+    assert found.warnings[0].message.startswith("3 jobs wait for a worker that knows shop.tasks.new, for up to 6")
+    assert found.warnings[1].message.startswith("1 job waits for a worker that knows shop.tasks.newer, ")
+
+
 # -- what it costs
 
 
@@ -409,7 +485,14 @@ def test_the_figures_are_led_by_the_indexes() -> None:
         for statement in statements:
             cursor.execute(f"EXPLAIN {statement}")
             plan += "\n".join(line for (line,) in cursor.fetchall())
-    for index in ("pgwerk_due", "pgwerk_set_aside", "pgwerk_claim", "pgwerk_outbox", "pgwerk_running"):
+    for index in (
+        "pgwerk_due",
+        "pgwerk_set_aside",
+        "pgwerk_claim",
+        "pgwerk_outbox",
+        "pgwerk_running",
+        "pgwerk_unknown",
+    ):
         assert index in plan, plan
     for table in ("_pgwerk_schedules", "_pgwerk_jobs"):
         assert f"Seq Scan on {table}" not in plan, plan

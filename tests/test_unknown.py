@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.test import Client
+from django.urls import reverse
 
 from pgwerk_django import signals
 from pgwerk_django.claims import MOST_FALSE_STARTS, Claims, recover_lost
-from pgwerk_django.models import Job
+from pgwerk_django.models import Job, Queue
 from pgwerk_django.test import run_jobs
 from tests import functions
 from tests.test_children import became, given, working
-from tests.time_travel import HOUR, MINUTE, SECOND, now
+from tests.time_travel import HOUR, MINUTE, SECOND, make, now
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -56,6 +58,7 @@ def worker(number: int = 1) -> Claims:
     return Claims(number, f"worker {number}", lease=60, using="default")
 
 
+@pytest.mark.process
 def test_what_newer_code_may_know_waits_for_it_and_everything_else_ends_as_ever() -> None:
     unknown = [make_job(*each) for each in UNKNOWN]
     too_long = make_job("tests.older_code.added", unknown_since=now() - HOUR)
@@ -145,7 +148,7 @@ def test_each_release_waits_longer_and_none_is_a_false_start() -> None:
     assert 1.4 < waits[2] <= 4.6
     assert all(14.9 < wait <= 45 for wait in waits[7:])
     worker().claim(1, [])
-    Job.objects.update(lease_until=now() - SECOND)
+    Job.objects.update(lease_until=now() - HOUR)
     assert recover_lost(using="default") == 1
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("READY", 0)
@@ -158,7 +161,7 @@ def test_what_was_handed_back_is_no_false_start_either() -> None:
         job.refresh_from_db()
         worker().hand_back([(job.pk, job.claims)])
     worker().claim(1, [])
-    Job.objects.update(lease_until=now() - SECOND)
+    Job.objects.update(lease_until=now() - HOUR)
     recover_lost(using="default")
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("READY", 0)
@@ -202,6 +205,7 @@ def test_a_test_hears_of_it_at_once(arguments: dict[str, Any]) -> None:
     assert (job.status, job.attempt, job.unknown_since) == ("FAILED", 1, None)
 
 
+@pytest.mark.process
 def test_what_is_unknown_holds_up_nothing_else() -> None:
     for number in range(500):
         make_job("tests.older_code.added", key=f"new {number}", priority=1)
@@ -212,3 +216,15 @@ def test_what_is_unknown_holds_up_nothing_else() -> None:
         assert became(more).status == "SUCCESSFUL"
     assert Job.objects.filter(status="READY", attempt=0).count() == 500
     assert more.finished_at - more.enqueued_at < 2 * SECOND
+
+
+def test_the_admin_says_that_it_waits_for_a_worker_that_knows_it(admin_client: Client) -> None:
+    row = make("shop.tasks.new", _name="new", _queue="reports")
+    for _ in range(3):
+        make_job("shop.tasks.new", queue="reports", unknown_since=now(), run_at=now() + MINUTE)
+    make_job("shop.<b>", queue="reports", unknown_since=now())
+    Queue.objects.discover()
+    queues = reverse("admin:pgwerk_django_queue_changelist")
+    for page in (queues, reverse("admin:pgwerk_django_schedule_change", args=[row.pk])):
+        assert "3 jobs wait for a worker that knows shop.tasks.new." in admin_client.get(page).content.decode()
+    assert "1 job waits for a worker that knows shop.&lt;b&gt;." in admin_client.get(queues).content.decode()

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.utils.translation import gettext, ngettext
 
 from pgwerk_django import targets
-from pgwerk_django.admin.display import moment_text, span
+from pgwerk_django.admin.display import moment_text, span, unknown_in_words
 from pgwerk_django.admin.forms import is_admitted
 from pgwerk_django.admin.handover import last_line, waiting_job
 from pgwerk_django.exceptions import text_of
@@ -34,6 +34,7 @@ class Surroundings(NamedTuple):
     queue: Queue | None
     waiting: int
     oldest: dt.datetime | None
+    unknown: int  # jobs of its function that wait for a worker whose code has it
     to_send: Job | None
 
     @classmethod
@@ -53,8 +54,18 @@ class Surroundings(NamedTuple):
                 [row.queue, MOST_COUNTED],
             )
             waiting, oldest = cursor.fetchone()
+            cursor.execute(
+                """
+                SELECT count(*) FROM (
+                    SELECT FROM _pgwerk_jobs
+                    WHERE status = 'READY' AND unknown_since IS NOT NULL AND queue = %s AND function = %s LIMIT %s
+                ) AS unknown
+                """,
+                [row.queue, row.function, MOST_COUNTED],
+            )
+            (unknown,) = cursor.fetchone()
         to_send = None if row.target == "worker" else waiting_job(row)
-        return cls(processes, queue, waiting, oldest, to_send)
+        return cls(processes, queue, waiting, oldest, unknown, to_send)
 
 
 def findings(row: Any, runs: Sequence[Run], around: Surroundings) -> list[Finding]:
@@ -155,6 +166,8 @@ def _of_workers(row: Any, around: Surroundings) -> Iterator[Finding]:
     if around.queue and around.queue.paused:
         words = gettext("The queue %(queue)s is paused: its jobs wait.")
         yield Finding("bad", words % {"queue": row.queue})
+    if around.unknown:
+        yield Finding("wait", unknown_in_words(row.function, around.unknown))
     if around.waiting and around.oldest:
         more = "+" if around.waiting == MOST_COUNTED else ""
         words = gettext("%(n)s jobs wait in the queue %(queue)s, the oldest for %(span)s.")

@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 
 from pgwerk_django import cron
 from pgwerk_django.masking import masked
@@ -158,6 +158,16 @@ def lateness_of(job: Any) -> str:
 
 
 # -- schedules
+
+
+def unknown_in_words(function: str, jobs: int) -> str:
+    """What is said of jobs whose function no worker's code has had so far."""
+    words = ngettext(
+        "%(n)d job waits for a worker that knows %(function)s.",
+        "%(n)d jobs wait for a worker that knows %(function)s.",
+        jobs,
+    )
+    return words % {"n": jobs, "function": function}
 
 
 def pause_in_words(row: Any) -> str:

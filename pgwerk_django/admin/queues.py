@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from pgwerk_django.admin.actions import ActingPage, Action
-from pgwerk_django.admin.display import EMPTY, chip, moment, pause_in_words, shorten
+from pgwerk_django.admin.display import EMPTY, chip, moment, pause_in_words, shorten, unknown_in_words
 from pgwerk_django.models import MOST_COUNTED, Job, Queue, Status
 
 PAUSE = Action(
@@ -112,7 +112,10 @@ class QueueAdmin(ActingPage):
         count = f"{row.waiting}+" if row.waiting == MOST_COUNTED else str(row.waiting)
         url = self.url(Job, "changelist")
         asked = urlencode({"queue": row.name, "status__exact": Status.READY.value})
-        return format_html('<a href="{}?{}">{}</a>', url, asked, count) if url else count
+        shown = format_html('<a href="{}?{}">{}</a>', url, asked, count) if url else count
+        for function, jobs in row.unknown.items():
+            shown = format_html("{}<br>{}", shown, unknown_in_words(function, jobs))
+        return shown
 
     @admin.display(description=_("running"))
     def shown_running(self, row: Any) -> str:
