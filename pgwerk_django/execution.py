@@ -168,9 +168,10 @@ class Call:
         if type(error) is not TypeError or self._fits():
             return False
         codes = [frame.f_code for frame, _line in traceback.walk_tb(error.__traceback__)]
-        if Call.__call__.__code__ not in codes:
+        ours = [code for code in (Call.__call__.__code__, Call.acall.__code__) if code in codes]
+        if not ours:
             return False
-        inside = codes[codes.index(Call.__call__.__code__) + 1 :]  # decorators, and what they call
+        inside = codes[codes.index(ours[0]) + 1 :]  # decorators, and what they call
         func: Any = inspect.unwrap(self.func)
         return not inside or (
             getattr(func, "__code__", None) not in inside

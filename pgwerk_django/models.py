@@ -948,7 +948,7 @@ class QueueQuerySet(models.QuerySet["Queue"]):
                 [MOST_COUNTED],
                 models.DateTimeField(null=True),
             ),
-            unknown=RawSQL(  # noqa: S611
+            unknown=RawSQL(
                 """
                 (SELECT coalesce(jsonb_object_agg(function, jobs), '{}') FROM (
                     SELECT function, count(*) AS jobs FROM (
