@@ -22,12 +22,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from django.core.mail import mail_admins
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
 from pgwerk_django import conf, signals
+from pgwerk_django.guarded import LOCK_TIMEOUT, PASSING, impatient, survive
 from pgwerk_django.history import NEWEST_DECIDED
 from pgwerk_django.loop import Every
 from pgwerk_django.models import DUE, FAILED, LINES, MAY_RUN_SQL, MISSED, atomic
+from pgwerk_django.sqlstates import Refusal, refusal_of
 
 WATCH = dt.timedelta(seconds=5)
 PATIENCE = 20  # times what a look has taken, to the next one
@@ -67,7 +69,7 @@ NOT schedule.replan AND (schedule.next_run_at IS NULL OR schedule.next_run_at > 
 """
 
 # It reads far less than the planner fears, who would compile it first, or scan tables that had no rows when he last saw them.
-_SETTINGS = "SET LOCAL jit = off; SET LOCAL enable_seqscan = off;"
+_SETTINGS = f"{LOCK_TIMEOUT}; SET LOCAL jit = off; SET LOCAL enable_seqscan = off;"
 
 _LOOK = f"""
 WITH RECURSIVE turn AS MATERIALIZED (
@@ -190,7 +192,13 @@ class Watch:
     def step(self) -> None:
         if self._time_to_look():
             started = time.monotonic()
-            self.look()
+            try:
+                self.look()
+            except DatabaseError as error:
+                # Somebody locks a table, or it takes too long: no reason to hold up who looks.
+                if refusal_of(error) not in (*PASSING, Refusal.TOO_LONG):
+                    raise
+                survive(self._using)
             # Where thousands of schedules are late, it takes its time: that must not make it worse.
             self._time_to_look.again(max(WATCH.total_seconds(), PATIENCE * (time.monotonic() - started)))
 
@@ -215,15 +223,15 @@ def look(*, using: str) -> tuple[list[Change], bool]:
     with transaction.get_connection(using).cursor() as cursor:
         # All go in one trip, as one transaction.
         cursor.execute(_SETTINGS + _LOOK.replace("%(mail)s", str(conf.current().MAIL_ADMINS)))
-        cursor.nextset()
-        cursor.nextset()
+        for _ in range(_SETTINGS.count(";")):
+            cursor.nextset()
         rows = [Change(*row) for row in cursor.fetchall()]
     return [row for row in rows if row.is_over is not None], any(row.is_over is None for row in rows)
 
 
 def take_news(*, using: str) -> list[News]:
     """What is to be mailed now, claimed: nothing within `MAIL_EVERY` of another mail, whoever sent that."""
-    with atomic(using), transaction.get_connection(using).cursor() as cursor:
+    with impatient(using), atomic(using), transaction.get_connection(using).cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", ADVISORY_LOCK)
         if not cursor.fetchone()[0]:
             return []

@@ -19,6 +19,7 @@ from pgwerk_django import conf, signals
 from pgwerk_django.arrays import array
 from pgwerk_django.exceptions import WorkerLost, class_path
 from pgwerk_django.execution import Outcome
+from pgwerk_django.guarded import Statements, Written, execute
 from pgwerk_django.models import SILENT_AFTER, Job, Status
 
 Claim = tuple[uuid.UUID, int]  # a job's id, and its `claims`
@@ -168,6 +169,11 @@ UPDATE _pgwerk_jobs job SET {_HANDED_BACK}
 {_MINE} RETURNING job.id
 """  # noqa: S608
 
+_TO_CANCEL = """
+SELECT id, claims, cancel_forced FROM _pgwerk_jobs
+WHERE worker_id = %(worker)s AND status = 'RUNNING' AND cancel_requested_at IS NOT NULL
+"""
+
 # 1, 2, 4 … 30 s after one another. At random: workers that agree on the instant would have the same one claim it each time.
 # `since` is what the claim found: the start of the job may have been written since, while its module was imported.
 _RELEASE = f"""
@@ -268,6 +274,7 @@ class Claims:
         self._worker_name = worker_name
         self._lease = dt.timedelta(seconds=lease)
         self._using = using
+        self._statements = Statements(_STILL_MINE, using=using, sent=self._sent, worker=worker_id)
 
     def claim(self, limit: int, queues: Sequence[str], *, unknown: Sequence[str] = ()) -> list[tuple[Any, ...]]:
         """Up to `limit` waiting jobs, now this worker's: rows of `FIELDS`, the first to run first, JSON as text.
@@ -289,75 +296,70 @@ class Claims:
             if unknown:
                 poll = dt.timedelta(seconds=POLLS_OF_OTHERS * conf.current().POLL_INTERVAL)
                 parameters = {**parameters, "unknown": list(unknown), "poll": poll}
-            cursor.execute(*self._sent(_CLAIM_AFTER_OTHERS if unknown else _CLAIM, parameters))
+            execute(cursor, *self._sent(_CLAIM_AFTER_OTHERS if unknown else _CLAIM, parameters))
             return [row[1:] for row in cursor.fetchall()]
 
-    def begin(self, ages: Mapping[Claim, float]) -> set[uuid.UUID]:
+    def begin(self, ages: Mapping[Claim, float], *, wait: bool = True) -> Written:
         """Write when they started: so many seconds ago."""
-        return {row[0] for row in self._guarded(_BEGIN, ages, agos=array(list(ages.values())))}
+        return self._statements.write(_BEGIN, list(ages), {"agos": list(ages.values())}, wait=wait)
 
-    def renew(self, held: Iterable[Claim]) -> set[uuid.UUID]:
-        return {row[0] for row in self._guarded(_RENEW, held, lease=self._lease)}
+    def renew(self, held: Iterable[Claim], *, wait: bool = True) -> Written:
+        return self._statements.write(_RENEW, list(held), wait=wait, lease=self._lease)
 
-    def progress(self, said: Mapping[Claim, str]) -> set[uuid.UUID]:
-        return {row[0] for row in self._guarded(_PROGRESS, said, progress=array(list(said.values())))}
+    def progress(self, said: Mapping[Claim, str], *, wait: bool = True) -> Written:
+        return self._statements.write(_PROGRESS, list(said), {"progress": list(said.values())}, wait=wait)
 
-    def finish(self, outcomes: Sequence[tuple[Claim, Outcome]]) -> dict[uuid.UUID, Finished]:
-        """Write outcomes, one commit for all: what they came to. Raises `DataError` for one that cannot be stored."""
+    def finish(self, outcomes: Sequence[tuple[Claim, Outcome]], *, wait: bool = True) -> Written:
+        """Write outcomes, one commit for all: what each came to, as `Finished`."""
         settings = conf.current()
-        rows = self._guarded(
+        written = self._statements.write(
             _FINISH,
             [claim for claim, _ in outcomes],
-            statuses=array([str(outcome.status) for _, outcome in outcomes]),
-            results=array([outcome.result for _, outcome in outcomes]),
-            errors=array([outcome.error for _, outcome in outcomes]),
-            exceptions=array([outcome.exception for _, outcome in outcomes], usual=""),
-            delays=array([outcome.delay for _, outcome in outcomes]),
-            seconds=array([outcome.seconds for _, outcome in outcomes]),
-            agos=array([time.monotonic() - outcome.ended for _, outcome in outcomes]),
+            {
+                "statuses": [str(outcome.status) for _, outcome in outcomes],
+                "results": [outcome.result for _, outcome in outcomes],
+                "errors": [outcome.error for _, outcome in outcomes],
+                "exceptions": [outcome.exception for _, outcome in outcomes],
+                "delays": [outcome.delay for _, outcome in outcomes],
+                "seconds": [outcome.seconds for _, outcome in outcomes],
+                "agos": [time.monotonic() - outcome.ended for _, outcome in outcomes],
+            },
+            usual={"exceptions": ""},
+            wait=wait,
             result_ttl=settings.RESULT_TTL,
             failure_ttl=settings.FAILURE_TTL,
         )
-        return {pk: Finished(status, started) for pk, status, started in rows}
+        for pk, (status, started) in written.items():
+            written[pk] = Finished(status, started)
+        return written
 
-    def hand_back(self, held: Iterable[Claim]) -> set[uuid.UUID]:
+    def hand_back(self, held: Iterable[Claim], *, wait: bool = True) -> Written:
         """Have them wait again, no attempt spent."""
-        return {row[0] for row in self._guarded(_HAND_BACK, held, failure_ttl=conf.current().FAILURE_TTL)}
+        return self._statements.write(_HAND_BACK, list(held), wait=wait, failure_ttl=conf.current().FAILURE_TTL)
 
-    def release(self, unknown: Mapping[Claim, dt.datetime | None]) -> set[uuid.UUID]:
+    def release(self, unknown: Mapping[Claim, dt.datetime | None], *, wait: bool = True) -> Written:
         """Leave jobs to workers whose code knows their functions, no attempt spent: those it still holds, and not for too long.
 
         `unknown`: since when each was known to be unknown at its claim. Longer than `ORPHAN_GRACE` is too long.
         """
-        return {
-            row[0]
-            for row in self._guarded(
-                _RELEASE,
-                unknown,
-                since=array(list(unknown.values())),
-                grace=dt.timedelta(seconds=conf.current().ORPHAN_GRACE),
-                failure_ttl=conf.current().FAILURE_TTL,
-            )
-        }
+        return self._statements.write(
+            _RELEASE,
+            list(unknown),
+            {"since": list(unknown.values())},
+            wait=wait,
+            grace=dt.timedelta(seconds=conf.current().ORPHAN_GRACE),
+            failure_ttl=conf.current().FAILURE_TTL,
+        )
 
     def to_cancel(self) -> dict[Claim, bool]:
         """The jobs of this worker that somebody asked to stop, and whether by force."""
-        asked = Job.objects.using(self._using).filter(
-            worker=self._worker_id, status=Status.RUNNING, cancel_requested_at__isnull=False
-        )
-        return {(pk, claims): forced for pk, claims, forced in asked.values_list("pk", "claims", "cancel_forced")}
+        with transaction.get_connection(self._using).cursor() as cursor:
+            execute(cursor, _TO_CANCEL, {"worker": self._worker_id})
+            return {(pk, claims): forced for pk, claims, forced in cursor.fetchall()}
 
     def _sent(self, statement: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """What goes to PostgreSQL. (In tests it takes another instant for now.)"""
         return statement, parameters
-
-    def _guarded(self, statement: str, held: Iterable[Claim], **parameters: Any) -> list[tuple[Any, ...]]:
-        ids, claims = zip(*held, strict=True)
-        mine = {"ids": array(ids), "claims": array(claims), "worker": self._worker_id}
-        with transaction.get_connection(self._using).cursor() as cursor:
-            cursor.execute(*self._sent(statement, {**mine, **parameters}))
-            rows: list[tuple[Any, ...]] = cursor.fetchall()
-        return rows
 
 
 def event_of(job: Job, attempt: int, outcome: Outcome, status: str) -> tuple[Signal, dict[str, Any]]:

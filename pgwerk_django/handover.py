@@ -14,17 +14,19 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from django.db import connections
+from django.db import DatabaseError, connections, transaction
 
 from pgwerk_django import conf, signals, spans, targets
 from pgwerk_django.exceptions import TransactionLeftOpen, summary_of
 from pgwerk_django.execution import LONGEST_SUMMARY, leave_clean
+from pgwerk_django.guarded import LOCK_TIMEOUT, PASSING, survive
 from pgwerk_django.loop import Every, Lost, guarded
 from pgwerk_django.models import Job, atomic
-from pgwerk_django.outbox import Outbox
+from pgwerk_django.outbox import Marked, Outbox
+from pgwerk_django.sqlstates import Refusal, refusal_of
 from pgwerk_django.targets import ForeignTarget
 from pgwerk_django.text import storable
 
@@ -35,6 +37,7 @@ MARK_EVERY = 0.05  # seconds; marks of one commit
 STUCK = 1.0  # seconds in one send, after which the jobs behind it are for another thread
 MOST_SENDERS = 4  # threads of one target
 IDLE = 10.0  # seconds without work, after which a thread ends, and its connections with it
+FIRST_AGAIN, LONGEST_AGAIN = 0.25, 5.0  # seconds to the next try, where somebody locks a row
 AWAY = 0.5  # seconds between two tries to reach a lost database
 STOPS_WITHIN = 5.0
 TELL_AGAIN = 60.0  # seconds until the same failure is told once more
@@ -50,8 +53,32 @@ class _ClaimLost(Exception):
     """What was sent in a transaction is taken back: another holds one of the jobs."""
 
 
+class _Busy(Exception):
+    """What was sent in a transaction is taken back: somebody locks the row of one of the jobs."""
+
+
 class _Refused(Exception):
     """An engine's own database is away: not to be taken for ours."""
+
+
+class Pause:
+    """Between two tries to write to rows that somebody locks: longer each time."""
+
+    def __init__(self) -> None:
+        self._seconds, self._until = FIRST_AGAIN / 2, float("-inf")
+
+    def begin(self) -> None:
+        self._seconds = min(self._seconds * 2, LONGEST_AGAIN)
+        self._until = time.monotonic() + self._seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(self._until - time.monotonic(), 0)
+
+    @property
+    def is_over(self) -> bool:
+        return self.left == 0
 
 
 SendAll = Callable[[Sequence[Job]], list[str]]
@@ -71,7 +98,11 @@ class Sender:
         self._sending: list[Job] = []
         self._since: float | None = None  # busy with one send, or with connecting
         self._sent: list[tuple[Job, str]] = []
+        # Kept apart while somebody locks their rows: what was sent, and what could not even be sent.
+        self._sent_busy, self._mark_again = list[tuple[Job, str]](), Pause()
+        self._todo_busy, self._send_again = list[Job](), Pause()
         self._batch = FIRST_BATCH
+        self._is_outermost = False
         self._marked = 0.0
         self.error: BaseException | None = None  # the last that kept something from being sent
         self._told: tuple[str, Every] = ("", Every(TELL_AGAIN))
@@ -96,7 +127,8 @@ class Sender:
     def held(self) -> list[Job]:
         """What it has claimed and not yet marked."""
         with self._lock:
-            return [*self._todo, *self._sending, *(job for job, _ in self._sent)]
+            sent = [job for job, _ in [*self._sent, *self._sent_busy]]
+            return [*self._todo, *self._sending, *self._todo_busy, *sent]
 
     def relieve(self) -> None:
         """It hangs: what it has not begun to send is for others, or for later where it cannot even connect."""
@@ -117,14 +149,38 @@ class Sender:
 
     def drain(self) -> int:
         """Hand over until nothing of this target waits. How many were."""
-        done = 0
-        while not self._stopped and (jobs := self._outbox.claim(self.name, self._batch)):
+        done = self._send_busy()
+        while not self._stopped and (jobs := self._claim()):
             started = time.monotonic()
             self._todo.extend(jobs)
             while self._todo and not self._stopped:
                 done += self._send_some()
             pace = len(jobs) / max(time.monotonic() - started, 1e-6)
             self._batch = max(1, min(int(pace * BATCH_TAKES), BATCH))
+        return done
+
+    def _claim(self) -> list[Job]:
+        """Fewer, where PostgreSQL cancels that: they may be large."""
+        while True:
+            try:
+                return self._outbox.claim(self.name, self._batch)
+            except DatabaseError as error:
+                if refusal_of(error) is not Refusal.TOO_LONG or self._batch == 1:
+                    raise
+            survive(self._outbox.using)
+            self._batch //= 2
+
+    def _send_busy(self) -> int:
+        """Try those again whose rows were locked. How many went out."""
+        if not self._todo_busy or not self._send_again.is_over:
+            return 0
+        with self._lock:
+            self._todo.extend(self._todo_busy)
+            self._alone |= {job.pk for job in self._todo_busy}
+            self._todo_busy = []
+        done = 0
+        while self._todo and not self._stopped:
+            done += self._send_some()
         return done
 
     def _run(self) -> None:
@@ -137,21 +193,39 @@ class Sender:
                 try:
                     self._mark()
                     self.drain()
-                except Lost:
-                    self._lose_the_database()
+                except Lost as error:
+                    if refusal_of(error) is Refusal.OUTAGE:
+                        self._lose_the_database()
+                    else:  # cancelled for its time: what was claimed and not sent is claimed again when its lease is over
+                        self.recall()
+                        survive(self._outbox.using)
+                        self._tell_failure([], error, AWAY)
+                        self._wake.wait(AWAY)
                     continue
                 except Exception as error:  # noqa: BLE001  # a statement of ours fails: it must not end in silence
                     self._tell_failure([], error, AWAY)
                     self._wake.wait(AWAY)
                     continue
                 connections[self._outbox.using].close_if_unusable_or_obsolete()
-                if not self._wake.wait(IDLE):
+                if not self._wake.wait(self._until_next()) and not (self._sent_busy or self._todo_busy):
                     return
                 self._wake.clear()
-            with contextlib.suppress(*Lost):
-                self._mark()
+            self._mark_all()
         finally:
             connections.close_all()
+
+    def _until_next(self) -> float:
+        pauses = [self._mark_again.left] if self._sent_busy else []
+        return min([*pauses, *([self._send_again.left] if self._todo_busy else []), IDLE])
+
+    def _mark_all(self) -> None:
+        """At the end: what is locked until then is sent once more by others, when its lease is over."""
+        ends = time.monotonic() + STOPS_WITHIN / 2
+        with contextlib.suppress(*Lost):
+            self._mark()
+            while self._sent_busy and (left := ends - time.monotonic()) > 0:
+                threading.Event().wait(min(self._mark_again.left, left))
+                self._mark()
 
     def _lose_the_database(self) -> None:
         """What was sent is marked when it is back; the leases of the rest run out."""
@@ -210,6 +284,10 @@ class Sender:
                 self._todo.extendleft(reversed(jobs))
         elif isinstance(error, _ClaimLost):
             self._lose(jobs)
+        elif isinstance(error, _Busy):
+            with self._lock:
+                self._todo_busy += jobs
+            self._send_again.begin()
         else:
             cause = (error.__cause__ or error) if isinstance(error, _Refused) else error
             # Without a job at hand it is the target that fails, for all of them.
@@ -217,10 +295,11 @@ class Sender:
 
     def _send(self, target: ForeignTarget, send_all: SendAll, jobs: list[Job]) -> None:
         if _asked(target.writes_to, jobs[0]) == self._outbox.using:
-            with atomic(self._outbox.using):
+            with self._one_transaction():
                 sent = list(zip(jobs, _ids_from(send_all, jobs), strict=True))
-                if len(self._outbox.forward(sent)) < len(jobs):
+                if len(self._marked_amid(sent)) < len(jobs):
                     raise _ClaimLost
+            self._send_again = Pause()
             self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key for job in jobs])
             return
         ids = _ids_from(send_all, jobs)
@@ -233,20 +312,47 @@ class Sender:
         if time.monotonic() - self._marked > MARK_EVERY:
             self._mark()
 
+    @contextlib.contextmanager
+    def _one_transaction(self) -> Iterator[None]:
+        """Of what is sent and its mark. A row that somebody locks takes the send back, to be made later."""
+        self._is_outermost = not transaction.get_connection(self._outbox.using).in_atomic_block
+        try:
+            with atomic(self._outbox.using):
+                yield
+        except DatabaseError as error:
+            if refusal_of(error) not in PASSING:
+                raise
+            raise _Busy from error
+
+    def _marked_amid(self, sent: list[tuple[Job, str]]) -> Marked:
+        if self._is_outermost:  # else the setting would be the caller's from then on
+            with transaction.get_connection(self._outbox.using).cursor() as cursor:
+                cursor.execute(LOCK_TIMEOUT)
+        return self._outbox.forward(sent)
+
     def _mark(self) -> None:
         """Kept until it is written: a lost database has nothing sent twice that is back within the lease."""
         sent = list(self._sent)
-        if not sent:
+        again = list(self._sent_busy) if self._mark_again.is_over else []
+        if not sent and not again:
             return
-        done = self._outbox.forward(sent)
-        late = [(job, external_id) for job, external_id in sent if job.pk not in done]
-        done |= self._outbox.note_sent(late)
+        marked = self._outbox.forward([*sent, *again])
+        others = [each for each in [*sent, *again] if each[0].pk not in marked | marked.busy]
+        noted = self._outbox.note_sent(others)
+        done, busy = marked | noted, marked.busy | noted.busy
         self._marked = time.monotonic()
         with self._lock:
+            kept = [each for each in self._sent_busy if each not in again]
+            self._sent_busy = kept + [each for each in [*sent, *again] if each[0].pk in busy]
             del self._sent[: len(sent)]
+        if busy:
+            self._mark_again.begin()
+        elif not self._sent_busy:
+            self._mark_again = Pause()
         if done:
-            self._tell(signals.jobs_forwarded, target=self.name, jobs=[job.key for job, _ in sent if job.pk in done])
-        self._lose(job for job, _ in late if job.pk not in done)
+            keys = [job.key for job, _ in [*sent, *again] if job.pk in done]
+            self._tell(signals.jobs_forwarded, target=self.name, jobs=keys)
+        self._lose(job for job, _ in others if job.pk not in done | busy)
 
     def _lose(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -255,6 +361,7 @@ class Sender:
     def _put_back(self, jobs: list[Job], error: BaseException) -> None:
         self.error = error
         delays = [retry_delay(job.attempt) for job in jobs]
+        # Those whose rows are locked wait until their leases are over.
         if not jobs or not self._outbox.put_back(jobs, error, delays):
             return
         self._tell_failure(jobs, error, min(delays))
@@ -303,8 +410,9 @@ class HandOver:
                 sender.relieve()
         if self._senders and self._time_to_renew():
             self._time_to_renew.again()  # until it is done
-            self._outbox.renew([job for sender in self._senders for job in sender.held()])
-            self._time_to_renew.again(conf.current().LEASE / 4)
+            renewed = self._outbox.renew([job for sender in self._senders for job in sender.held()])
+            lease = conf.current().LEASE
+            self._time_to_renew.again(min(2 * FIRST_AGAIN, lease / 12) if renewed.busy else lease / 4)
         for target in waiting:
             self._have_sent(target)
 

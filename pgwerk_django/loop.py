@@ -112,18 +112,23 @@ class Every:
 
     def __init__(self, interval: timedelta | float) -> None:
         self._seconds = interval.total_seconds() if isinstance(interval, timedelta) else interval
-        self.next = time.monotonic()  # when it is time again
+        self._next = time.monotonic()
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if now < self.next:
+        if now < self._next:
             return False
-        self.next = now + self._seconds
+        self._next = now + self._seconds
         return True
+
+    @property
+    def next(self) -> float:
+        """When it is time again, by `time.monotonic()`."""
+        return self._next
 
     def again(self, seconds: float = 0) -> None:
         """There is more to do: it is time at the next call too, or so many seconds from now."""
-        self.next = time.monotonic() + seconds
+        self._next = time.monotonic() + seconds
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
-from django.db import models, transaction
+from django.db import DatabaseError, models, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, Greatest, Least, Now
@@ -23,8 +23,10 @@ from django.db.models.lookups import GreaterThanOrEqual, LessThanOrEqual
 from django.utils.translation import gettext_lazy as _
 
 from pgwerk_django import conf, prepared, signals
+from pgwerk_django.guarded import PASSING, impatient
 from pgwerk_django.policies import Misfire, Overlap
 from pgwerk_django.recurrence import EXPRESSIBLE, LONGEST_INTERVAL, Cron, Interval, Once, Recurrence, Window
+from pgwerk_django.sqlstates import refusal_of
 from pgwerk_django.text import DEEPEST_JSON, free_text, is_deep, person
 
 HEARTBEAT = timedelta(seconds=10)
@@ -1096,16 +1098,29 @@ class Process(models.Model):
             role=role, host=socket.gethostname(), pid=os.getpid(), version=version, queues=list(queues), stats=stats
         )
 
-    def beat(self, *, using: str, **stats: Any) -> None:
-        """Say that this process lives. An upsert: whoever took it for dead and deleted the row was wrong."""
+    def beat(self, *, using: str, **stats: Any) -> bool:
+        """Say that this process lives; False while somebody locks its row. An upsert: the row may have been taken for dead's."""
         # The host's own clock beside PostgreSQL's: who reads the row sees how far it is off.
         self.heartbeat_at, self.stats = Now(), {**self.stats, **stats, "clock": time.time()}
-        Process.objects.using(using).bulk_create(
-            [self],
-            update_conflicts=True,
-            unique_fields=["id"],
-            update_fields=["heartbeat_at", "last_tick_at", "stats"],
-        )
+        try:
+            with impatient(using):
+                Process.objects.using(using).bulk_create(
+                    [self],
+                    update_conflicts=True,
+                    unique_fields=["id"],
+                    update_fields=["heartbeat_at", "last_tick_at", "stats"],
+                )
+        except DatabaseError as error:
+            if self.pk is None or refusal_of(error) not in PASSING:
+                raise
+            return False
+        return True
 
     def end(self, *, using: str) -> None:
-        Process.objects.using(using).filter(pk=self.pk).delete()
+        """Delete its row, unless somebody locks that: then it is deleted as a dead one's."""
+        try:
+            with impatient(using):
+                Process.objects.using(using).filter(pk=self.pk).delete()
+        except DatabaseError as error:
+            if refusal_of(error) not in PASSING:
+                raise

@@ -5,15 +5,17 @@
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
 from pgwerk_django import conf
 from pgwerk_django.arrays import array
 from pgwerk_django.exceptions import class_path, traceback_of
+from pgwerk_django.guarded import PASSING, Statements, impatient, survive
 from pgwerk_django.models import SILENT_AFTER, TARGETS, Job, Status
+from pgwerk_django.sqlstates import Refusal, refusal_of
 from pgwerk_django.text import storable
 
 LONGEST_ID = 255
@@ -39,6 +41,7 @@ RETURNING {_COLUMNS}
 
 # Nothing of the target: no index but that of the ids may lead here.
 _HELD = "job.id = mine.id AND job.claims = mine.claims AND job.status = 'READY'"
+_ENDED = "job.id = mine.id AND job.claims = mine.claims AND job.status <> 'READY'"
 
 _FORWARD = f"""
 UPDATE _pgwerk_jobs job SET
@@ -50,13 +53,13 @@ WHERE {_HELD} RETURNING job.id
 """  # noqa: S608
 
 # Somebody cancelled it, or its engine has told how it ended, before we could say that it was sent.
-_NOTE_SENT = """
+_NOTE_SENT = f"""
 UPDATE _pgwerk_jobs job SET
     external_id = mine.external_id,
     reason = CASE WHEN job.status = 'CANCELLED' THEN job.reason || ' (too late: it had been handed over)' ELSE reason END
 FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(external_ids)s::text[]) AS mine (id, claims, external_id)
-WHERE job.id = mine.id AND job.claims = mine.claims AND job.status <> 'READY' RETURNING job.id
-"""
+WHERE {_ENDED} RETURNING job.id
+"""  # noqa: S608
 
 _PUT_BACK = f"""
 UPDATE _pgwerk_jobs job SET
@@ -133,6 +136,14 @@ def release(seen: Sequence[tuple[uuid.UUID, int, str]], *, using: str) -> int:
         return len(cursor.fetchall())
 
 
+class Marked(set[uuid.UUID]):
+    """The ids of the jobs that a statement has changed; and of those that are still held, but could not be changed now."""
+
+    def __init__(self, ids: Iterable[uuid.UUID] = (), busy: Iterable[uuid.UUID] = ()) -> None:
+        super().__init__(ids)
+        self.busy = set(busy)
+
+
 class Outbox:
     """The statements. Each is guarded by the claim, and gives back the ids of the jobs that it still held."""
 
@@ -142,45 +153,70 @@ class Outbox:
         self._name = name
         self._now = now
         self._lease = dt.timedelta(seconds=conf.current().LEASE)
+        self._of_ready = Statements(_HELD, using=using, sent=self._at)
+        self._of_ended = Statements(_ENDED, using=using, sent=self._at)
 
     def claim(self, target: str, limit: int) -> list[Job]:
-        """Up to `limit` jobs of a target, the first to run first."""
+        """Up to `limit` jobs of a target, the first to run first. None while somebody locks the table."""
         parameters = {"target": target, "limit": limit, "lease": self._lease, "name": self._name}
-        jobs = Job.objects.using(self.using).raw(*self._at(_CLAIM, parameters))
+        try:
+            with impatient(self.using):
+                jobs = list(Job.objects.using(self.using).raw(*self._at(_CLAIM, parameters)))
+        except DatabaseError as error:
+            if refusal_of(error) not in PASSING:
+                raise
+            return []
         return sorted(jobs, key=lambda job: (-job.priority, job.run_at))
 
-    def forward(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
+    def forward(self, sent: Sequence[tuple[Job, str]]) -> Marked:
         """Mark what was sent, with the ids that it has there."""
         ttl = conf.current().RESULT_TTL
-        return self._write(_FORWARD, [job for job, _ in sent], external_ids=_external_ids(sent), result_ttl=ttl)
+        return self._write(_FORWARD, [job for job, _ in sent], {"external_ids": _external_ids(sent)}, result_ttl=ttl)
 
-    def note_sent(self, sent: Sequence[tuple[Job, str]]) -> set[uuid.UUID]:
+    def note_sent(self, sent: Sequence[tuple[Job, str]]) -> Marked:
         """Note it on those that have come to something else meanwhile."""
-        return self._write(_NOTE_SENT, [job for job, _ in sent], external_ids=_external_ids(sent))
+        columns = {"external_ids": _external_ids(sent)}
+        return self._write(_NOTE_SENT, [job for job, _ in sent], columns, statements=self._of_ended)
 
-    def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> set[uuid.UUID]:
+    def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> Marked:
         text = storable(traceback_of(error))
-        return self._write(
-            _PUT_BACK,
-            jobs,
-            errors=array([text for _ in jobs]),
-            exceptions=array([storable(class_path(error)) for _ in jobs]),
-            delays=array(delays),
-        )
+        columns: dict[str, Sequence[object]] = {
+            "errors": [text for _ in jobs],
+            "exceptions": [storable(class_path(error)) for _ in jobs],
+            "delays": delays,
+        }
+        return self._write(_PUT_BACK, jobs, columns)
 
-    def hand_back(self, jobs: Sequence[Job]) -> set[uuid.UUID]:
+    def hand_back(self, jobs: Sequence[Job]) -> Marked:
         return self._write(_HAND_BACK, jobs)
 
-    def renew(self, jobs: Sequence[Job]) -> set[uuid.UUID]:
+    def renew(self, jobs: Sequence[Job]) -> Marked:
         return self._write(_RENEW, jobs, lease=self._lease)
 
-    def _write(self, statement: str, jobs: Sequence[Job], **parameters: Any) -> set[uuid.UUID]:
-        if not jobs:
-            return set()
-        mine = {"ids": array([job.pk for job in jobs]), "claims": array([job.claims for job in jobs])}
-        with transaction.get_connection(self.using).cursor() as cursor:
-            cursor.execute(*self._at(statement, {**mine, **parameters}))
-            return {row[0] for row in cursor.fetchall()}
+    def _write(
+        self,
+        statement: str,
+        jobs: Sequence[Job],
+        columns: Mapping[str, Sequence[object]] | None = None,
+        *,
+        statements: Statements | None = None,
+        **parameters: Any,
+    ) -> Marked:
+        held, columns = [(job.pk, job.claims) for job in jobs], columns or {}
+        try:
+            written = (statements or self._of_ready).write(statement, held, columns, **parameters)
+            return Marked(written, written.busy | written.refused.keys())
+        except DatabaseError as error:
+            if refusal_of(error) is not Refusal.TOO_LONG or transaction.get_connection(self.using).in_atomic_block:
+                raise
+        survive(self.using)
+        marked = Marked()
+        for half in (slice(len(jobs) // 2), slice(len(jobs) // 2, None)):
+            its_columns = {name: values[half] for name, values in columns.items()}
+            some = self._write(statement, jobs[half], its_columns, statements=statements, **parameters)
+            marked |= some
+            marked.busy |= some.busy
+        return marked
 
     def targets(self) -> list[str]:
         """Those that have something to be sent."""
@@ -196,5 +232,5 @@ class Outbox:
         return statement.replace("statement_timestamp()", "%(now)s"), {**parameters, "now": self._now}
 
 
-def _external_ids(sent: Sequence[tuple[Job, str]]) -> str:
-    return array([storable(external_id, LONGEST_ID) for _, external_id in sent])
+def _external_ids(sent: Sequence[tuple[Job, str]]) -> list[str]:
+    return [storable(external_id, LONGEST_ID) for _, external_id in sent]

@@ -18,7 +18,7 @@ from pgwerk_django import registry as declared
 from pgwerk_django.alerts import Watch
 from pgwerk_django.exceptions import shown
 from pgwerk_django.handover import HandOver, hand_over
-from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, Recovery, clean_up, keep_house, recover_old
+from pgwerk_django.housekeeping import Housekeeping, keep_house, recover_old
 from pgwerk_django.loop import STOPS_WITHIN, Bell, Every, Loop, Runner, guarded, listening
 from pgwerk_django.models import (
     HEARTBEAT,
@@ -52,6 +52,7 @@ HELD_BY_ANOTHER = (0.05, 0.25)
 SYNC_PATIENCE = dt.timedelta(milliseconds=300)
 # Seconds before a due time to wake up at: a process and a session that have slept take a while to be at full speed.
 READY = 0.002
+BEAT_AGAIN = 1.0  # seconds, when somebody locks its row
 MINUTE = dt.timedelta(minutes=1)
 
 
@@ -107,8 +108,7 @@ class _Service:
         )
         self._watch = Watch(using=self._using)
         self._time_to_beat = Every(HEARTBEAT)
-        self._time_to_clean = Every(HOUSEKEEPING)
-        self._recovery = Recovery(using=self._using)
+        self._housekeeping = Housekeeping(using=self._using)
         self._time_to_look_aside = Every(LOOK_ASIDE)
         self._floor = Floor()
         self._pace = scheduler._pace
@@ -122,8 +122,9 @@ class _Service:
         if not self._synced:
             if not self._sync():
                 return _held_by_another()
-        elif self._time_to_beat():  # first of all: one whose ticks fail is to be told from one that is gone
-            self._process.beat(using=self._using)
+        # First of all: one whose ticks fail is to be told from one that is gone.
+        elif self._time_to_beat() and not self._process.beat(using=self._using):
+            self._time_to_beat.again(BEAT_AGAIN)
         if self._time_to_look_aside():
             self._look_aside()
         if self._coming is not None and time.monotonic() >= self._coming.ready_at:
@@ -198,9 +199,7 @@ class _Service:
             signals.send_now(signals.schedule_left_alone, name=name, why="a policy that this version does not know")
 
     def _care(self) -> None:
-        self._recovery.step()
-        if self._time_to_clean() and clean_up(using=self._using) == EXPIRED_BATCH:
-            self._time_to_clean.again()
+        self._housekeeping.step()
         self._watch.step()
         self._stand_by.step(lock_timeout=SYNC_PATIENCE)
 

@@ -52,6 +52,9 @@ job_cancelled = Signal()  # job, attempt, seconds: one that ran, and was stopped
 child_died = Signal()  # pid, how: a process that runs jobs, by itself; another takes its place
 lease_lost = Signal()  # job_id
 jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not finish
+jobs_unsettled = (
+    Signal()
+)  # jobs: keys of what a stopping worker could neither finish nor hand back; their leases run out
 jobs_forwarded = Signal()  # target, jobs: keys of what was handed over to it
 handover_failed = Signal()  # target, jobs: keys that wait, error: in one line, retry_in: seconds; told once a minute
 jobs_not_started = Signal()  # jobs: keys of what did not start in time, and is skipped
@@ -99,6 +102,7 @@ _LEVELS: dict[Signal, tuple[str, int]] = {
     queues_resumed: ("queues_resumed", logging.INFO),
     lease_lost: ("lease_lost", logging.WARNING),
     jobs_handed_back: ("jobs_handed_back", logging.WARNING),
+    jobs_unsettled: ("jobs_unsettled", logging.ERROR),
     jobs_forwarded: ("jobs_forwarded", logging.INFO),
     handover_failed: ("handover_failed", logging.WARNING),
     jobs_not_started: ("jobs_not_started", logging.WARNING),

@@ -6,12 +6,12 @@ import os
 import queue
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import DataError, connections
+from django.db import DatabaseError, connections
 from django.dispatch import Signal
 
 import pgwerk_django
@@ -21,10 +21,12 @@ from pgwerk_django.children import Child, Children, Held
 from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
 from pgwerk_django.execution import Outcome
-from pgwerk_django.housekeeping import EXPIRED_BATCH, HOUSEKEEPING, NOT_STARTED_BATCH, Recovery, clean_up, recover_old
+from pgwerk_django.guarded import PASSING, Size, Written, survive
+from pgwerk_django.housekeeping import Housekeeping, recover_old
 from pgwerk_django.loop import LAST_CONNECT, Bell, Every, Loop, Lost, listening
-from pgwerk_django.models import HEARTBEAT, Job, Process, Status
+from pgwerk_django.models import HEARTBEAT, Process, Status
 from pgwerk_django.network import limits_for
+from pgwerk_django.sqlstates import Refusal, described, refusal_of
 from pgwerk_django.targets.results import finished_elsewhere
 
 # Seconds. Under load outcomes are written, and jobs claimed, at most so often: more at once cost less each.
@@ -41,6 +43,12 @@ LOOK_AFTER = 0.25
 STOPS_WITHIN = 1.0  # a job that is told to stop, or the process that runs it is killed
 CLEAN_MORE = 1.0  # to the next batch of expired jobs, when there are more
 AWAY = 0.5  # between two tries to say the last things to a database that is away
+# What somebody's lock, or a time limit of the server, keeps from being written is tried again: at first, and at most.
+FIRST_AGAIN, LONGEST_AGAIN = 0.25, 5.0
+MOST_AT_ONCE = 10_000  # jobs in one statement
+LARGEST_MESSAGE = 16_000_000  # characters of results in one statement, unless one result alone is larger
+TELL_REFUSED_AGAIN = 60.0  # to the next log line of that kind
+MOST_CANCELLED = 3  # times in a row that PostgreSQL cancels the statement for one outcome alone
 TELLS_WITHIN = 10.0  # receivers of signals, once all is done
 REMEMBERS = 60.0  # that its code does not know a function: for longer than the longest time to the next try,
 MOST_REMEMBERED = 100  # functions, the last ones
@@ -90,6 +98,7 @@ class Worker:
         self.shutdown_timeout = shutdown_timeout
         self.bell = Bell()
         self.handed_back = 0  # jobs that did not finish in time when it stopped
+        self.unsettled: list[str] = []  # keys of those that could then neither be finished nor handed back
         self._process = Process.here("worker", version=pgwerk_django.__version__, queues=self.queues)
         self._children: Children | None = None
         self._news: queue.SimpleQueue[tuple[str, Child | None, Any, Any]] = queue.SimpleQueue()
@@ -101,6 +110,10 @@ class Worker:
         self._unknown_functions: dict[str, _Unknown] = {}
         self._claims_at_once = False
         self._progress: dict[Claim, str] = {}
+        self._busy: dict[Claim, tuple[float, float]] = {}  # until when to leave a row alone, and for how long that was
+        self._cancelled: dict[Claim, int] = {}  # how often PostgreSQL cancelled the statement with this outcome alone
+        self._sizes: defaultdict[str, Size] = defaultdict(lambda: Size(MOST_AT_ONCE))
+        self._claim_again, self._claim_pause = float("-inf"), 0.0
         self._usual = float("inf")  # seconds that a job has run of late
         self._lease = conf.current().LEASE
         self._wrote = self._found_none = float("-inf")
@@ -109,11 +122,10 @@ class Worker:
         self._time_to_beat = Every(HEARTBEAT)
         # More often than others look whether it was: between two looks each lease is renewed.
         self._time_to_renew = Every(self._lease / 4)
-        self._recovery = Recovery(using=self.using)
-        self._time_to_skip = Every(self._lease / 3)
+        self._housekeeping = Housekeeping(using=self.using, more_in=CLEAN_MORE)
         self._time_to_progress = Every(PROGRESS_EVERY)
         self._time_to_ask = Every(conf.current().POLL_INTERVAL)
-        self._time_to_clean = Every(HOUSEKEEPING)
+        self._time_to_tell_refused = Every(TELL_REFUSED_AGAIN)
         self._teller = signals.Teller()
         self._watch = Watch(using=self.using)
         self._loop: Loop | None = None
@@ -177,7 +189,7 @@ class Worker:
             recover_old(using=self.using)
             self._recovered_old = True
         claimed = self._claim(children)
-        if self.burst and claimed == 0 and not (self._held or self._outcomes):
+        if self.burst and claimed == 0 and self._is_settled():
             self.stop()
         return self._until_next()
 
@@ -191,7 +203,7 @@ class Worker:
             self._ends_at = time.monotonic() + self.shutdown_timeout
         ends = self._ends_at
         self._try(lambda: self._hand_back(children.take_back()))
-        while self._held and not self._hurried and (left := ends - time.monotonic()) > 0:
+        while not self._is_settled() and not self._hurried and (left := ends - time.monotonic()) > 0:
             # A database that is away may be back before the time is over.
             delay = max(self._lingers(), self._until_next()) if self._try(lambda: self._tend(children)) else AWAY
             self.bell.wait(min(left, delay))
@@ -200,6 +212,7 @@ class Worker:
         self.handed_back = sum(held.started is not None for held in self._held.values())
         self._settle_in_time(ends)
         self._is_over.set()
+        self._tell_unsettled()
         signals.send_now(signals.process_stopped, role="worker")
         self._teller.close(TELLS_WITHIN)
         self._watch.close()
@@ -244,18 +257,15 @@ class Worker:
             self._usual = max(self._usual, LONGEST_AT_HAND)
         children.tend(replace=not self._stopped)
         if self._time_to_beat():
-            running = sum(held.child is not None for held in self._held.values())
-            self._process.beat(using=self.using, running=running, **children.state())
+            self._beat(children)
             children.ask()
-        if self._held and self._time_to_renew():  # first: after an outage others are about to look
+        if not self._is_settled() and self._time_to_renew():  # first: after an outage others are about to look
             self._time_to_renew.again()  # until it is done
             self._renew()
         self._release_unknown(children)
         self._write()
         self._write_starts()
-        if self._to_hand_back:
-            self._hand_back(self._to_hand_back)
-            self._to_hand_back.clear()
+        self._hand_back(())
         if self._progress and self._time_to_progress():
             self._write_progress()
         if self._held and self._time_to_ask():
@@ -264,11 +274,7 @@ class Worker:
             # Jobs are no longer as short as they were: else the same would be claimed again at once.
             self._usual = max(self._usual, LONGEST_AHEAD)
             self._hand_back(children.take_back())
-        self._recovery.step()
-        if self._time_to_skip():
-            Job.objects.using(self.using).skip_not_started(NOT_STARTED_BATCH)
-        if self._time_to_clean() and clean_up(using=self.using) == EXPIRED_BATCH:
-            self._time_to_clean.again(CLEAN_MORE)
+        self._housekeeping.step()
         self._watch.step()
 
     def _try(self, action: Callable[[], object]) -> bool:
@@ -279,6 +285,11 @@ class Worker:
             connections[self.using].close()
             return False
         return True
+
+    def _beat(self, children: Children) -> None:
+        running = sum(held.child is not None for held in self._held.values())
+        if not self._process.beat(using=self.using, running=running, **children.state()):
+            self._time_to_beat.again(FIRST_AGAIN)
 
     # -- what the children say
 
@@ -385,7 +396,7 @@ class Worker:
             self._stop(held, JobCancelled("its lease was lost"))
 
     def _ask_who_is_cancelled(self, children: Children) -> None:
-        asked = self._claims.to_cancel()
+        asked = self._unless_refused(self._claims.to_cancel) or {}
         for key, forced in asked.items():
             held = self._held.get(key)
             if held is None or held.child is None or held.started is None:
@@ -398,8 +409,8 @@ class Worker:
         if any(key in asked and held.started is None for key, held in self._held.items()):
             children.recall(0)
             back = children.take_back()
-            self._hand_back([held for held in back if held.key in asked])
             children.put(held for held in back if held.key not in asked)
+            self._hand_back([held for held in back if held.key in asked])
 
     # -- what is written
 
@@ -411,18 +422,30 @@ class Worker:
         wanted = children.room() + ahead
         self._claims_soon = now - self._found_none < LINGER
         self._claims_at_once = False
-        if self._stopped or wanted <= ahead / 2 or self._claims_soon:
+        if self._stopped or wanted <= ahead / 2 or self._claims_soon or now < self._claim_again:
             return None
-        rows = self._claims.claim(wanted, self.queues, unknown=self._remembered())
+        size = self._sizes["claim"]
+        wanted = min(wanted, size.most)
+        rows = self._unless_refused(lambda: self._claims.claim(wanted, self.queues, unknown=self._remembered()))
+        if rows is None:
+            size.shrink(wanted)  # rows may be large
+            self._claim_pause = min(max(self._claim_pause * 2, FIRST_AGAIN), LONGEST_AGAIN)
+            self._claim_again = time.monotonic() + self._claim_pause
+            return None
+        size.grow(wanted)
+        self._claim_pause = 0.0
         if not rows:
             self._found_none = now
+        # They are ours from when they were asked for, rather too early; and wait since they are here.
+        lease_ends, here = now + self._lease, time.monotonic()
         claimed = [
-            Held((row[_ID], row[_CLAIMS]), row, row[_TIMEOUT], self.using, claimed=now, lease_ends=now + self._lease)
+            Held((row[_ID], row[_CLAIMS]), row, row[_TIMEOUT], self.using, claimed=here, lease_ends=lease_ends)
             for row in rows
         ]
         missing = self._missing()
-        self._unknown += [(held, None) for held in claimed if held.row[_FUNCTION] in missing]
-        self._claims_at_once = bool(self._unknown)
+        unknown = [(held, None) for held in claimed if held.row[_FUNCTION] in missing]
+        self._unknown += unknown
+        self._claims_at_once = bool(unknown)
         self._put(children, [held for held in claimed if held.row[_FUNCTION] not in missing])
         self._release_unknown(children)
         return len(claimed)
@@ -448,11 +471,17 @@ class Worker:
         """Leave jobs whose function is unknown here to workers of other code. What has waited too long for one fails."""
         if not self._unknown:
             return
-        batch = list(self._unknown)
-        released = self._claims.release({held.key: held.row[_UNKNOWN_SINCE] for held, _ in batch})
-        del self._unknown[: len(batch)]
+        batch = [each for each in self._unknown if self._is_free(each[0].key)]
+        since = {held.key: held.row[_UNKNOWN_SINCE] for held, _ in batch}
+        released = self._written(
+            "release",
+            list(since),
+            lambda keys, wait: self._claims.release({key: since[key] for key in keys}, wait=wait),
+        )
+        done = {held.key for held, _ in batch if held.key[0] not in released.busy}
+        self._unknown = [each for each in self._unknown if each[0].key not in done]
         for held, outcome in batch:
-            if held.key[0] not in released:
+            if held.key in done and held.key[0] not in released:
                 if outcome is None:
                     self._put(children, [held])
                 else:
@@ -477,83 +506,221 @@ class Worker:
         for function, (error, keys) in news.items():
             self._tell(signals.jobs_unknown, function=function, jobs=keys, error=error)
 
+    def _is_free(self, key: Claim) -> bool:
+        """Whether its row was not found locked of late."""
+        return key not in self._busy or self._busy[key][0] <= time.monotonic()
+
+    def _leave_alone(self, key: Claim, *, seconds: float | None = None) -> None:
+        """Try its row again later, and later each time; or in so many seconds."""
+        pause = seconds or min(self._busy.get(key, (0, FIRST_AGAIN / 2))[1] * 2, LONGEST_AGAIN)
+        self._busy[key] = (time.monotonic() + pause, pause)
+
+    def _unless_refused(self, ask: Callable[[], Any]) -> Any:
+        """What it gives; None while somebody locks the table, or when PostgreSQL cancels it."""
+        try:
+            return ask()
+        except DatabaseError as error:
+            self._bear(error)
+        return None
+
+    def _bear(self, error: Exception) -> None:
+        """Of a statement that was cancelled only say so; raise what is anything else."""
+        refusal = refusal_of(error)
+        if refusal is Refusal.TOO_LONG:
+            self._tell_refused(error)
+            survive(self.using)
+        elif refusal not in PASSING:
+            raise error
+
+    def _written(self, kind: str, keys: Sequence[Claim], write: Callable[[Sequence[Claim], bool], Written]) -> Written:
+        """Write for these jobs, in statements of a size that PostgreSQL bears. `busy` are all that are to be tried again.
+
+        What it refuses of one job alone is among them, and `refused` says why.
+        """
+        answer, size, todo = Written(), self._sizes[kind], list(keys)
+        while todo:
+            batch = todo[: size.most]
+            try:
+                # Where a lock is known of, not even its time-out is waited for.
+                written = write(batch, not any(key in self._busy for key in batch))
+            except DatabaseError as error:
+                self._bear(error)
+                size.shrink(len(batch))
+                for key in todo:  # soon, but what else the loop has to do comes first
+                    self._leave_alone(key, seconds=FIRST_AGAIN)
+                answer.busy.update(pk for pk, _ in todo)
+                break
+            size.grow(len(batch))
+            answer.update(written)
+            answer.refused.update(written.refused)
+            answer.busy |= written.busy | written.refused.keys()
+            for key in batch:
+                if key[0] in answer.busy:
+                    self._leave_alone(key)
+                else:
+                    self._busy.pop(key, None)
+            del todo[: len(batch)]
+        for why in answer.refused.values():
+            self._tell_refused(why)
+        return answer
+
     def _write(self) -> None:
         """Write outcomes, one commit for all. They are kept until that succeeds: a lost database loses none."""
         if not self._outcomes:
             return
         if self._progress:
             self._write_progress()
-        batch = list(self._outcomes)
-        try:
-            finished = self._claims.finish([(held.key, outcome) for held, outcome in batch])
-        except DataError:
-            finished = {}
-            for held, outcome in batch:
-                finished.update(self._write_alone(held, outcome))
-        self._wrote = time.monotonic()
-        del self._outcomes[: len(batch)]
-        for held, outcome in batch:
-            self._tell_outcome(held, outcome, finished.get(held.key[0]))
+        for batch in self._batches():
+            self._finish(batch)
 
-    def _write_alone(self, held: Held, outcome: Outcome) -> dict[uuid.UUID, Finished]:
-        try:
-            return self._claims.finish([(held.key, outcome)])
-        except DataError as error:
-            outcome.status, outcome.result = Status.FAILED, None
-            outcome.error = outcome.summary = f"the outcome cannot be stored: {error}"
-            return self._claims.finish([(held.key, outcome)])
+    def _batches(self) -> Iterator[dict[Claim, tuple[Held, Outcome]]]:
+        """Outcomes for one statement each: not too large together; one that was cancelled before goes alone."""
+        batch: dict[Claim, tuple[Held, Outcome]] = {}
+        characters = 0
+        for held, outcome in list(self._outcomes):
+            if self._busy and not self._is_free(held.key):
+                continue
+            length = len(outcome.result or "")
+            alone = held.key in self._cancelled
+            if batch and (alone or characters + length > LARGEST_MESSAGE or len(batch) >= self._sizes["finish"].most):
+                yield batch
+                batch, characters = {}, 0
+            batch[held.key] = (held, outcome)
+            characters += length
+            if alone:
+                yield batch
+                batch, characters = {}, 0
+        if batch:
+            yield batch
+
+    def _finish(self, batch: dict[Claim, tuple[Held, Outcome]]) -> None:
+        outcomes = {key: outcome for key, (_, outcome) in batch.items()}
+        written = self._written(
+            "finish",
+            list(batch),
+            lambda keys, wait: self._claims.finish([(key, outcomes[key]) for key in keys], wait=wait),
+        )
+        self._wrote = time.monotonic()
+        for key, (held, outcome) in batch.items():
+            if error := written.refused.get(key[0]):
+                self._refused(key, outcome, error)
+            elif key[0] not in written.busy:
+                self._cancelled.pop(key, None)
+                self._tell_outcome(held, outcome, written.get(key[0]))
+        kept = written.busy
+        self._outcomes = [each for each in self._outcomes if each[0].key not in batch or each[0].key[0] in kept]
+
+    def _refused(self, key: Claim, outcome: Outcome, error: Exception) -> None:
+        """PostgreSQL does not take this outcome: in its place the job FAILS, and says why.
+
+        A statement that was cancelled may not be the outcome's fault: a person may have done it, or the server is slow. So it
+        is tried again, alone, and blamed only if the row itself can be written to in the same moment.
+        """
+        if refusal_of(error) is not Refusal.TOO_LONG:
+            if _replace(outcome, str(error)):
+                self._busy.pop(key, None)  # at once
+            return
+        survive(self.using)
+        if key[0] in self._claims.renew([key]):
+            self._cancelled[key] = self._cancelled.get(key, 0) + 1
+        else:
+            self._cancelled.setdefault(key, 0)
+        self._leave_alone(key, seconds=LONGEST_AGAIN)
+        if self._cancelled[key] >= MOST_CANCELLED:
+            what = (
+                f"result of {_size(len(outcome.result))}" if outcome.result else f"error of {_size(len(outcome.error))}"
+            )
+            why = f"its {what} could not be stored within the server's statement_timeout ({described(error)})"
+            if _replace(outcome, why):
+                del self._cancelled[key]
+                self._busy.pop(key, None)
 
     def _write_starts(self) -> None:
         now = time.monotonic()
         ages = {
             held.key: now - held.started
             for held in self._held.values()
-            if not (held.begun or held.lost) and held.started is not None and now - held.started >= BEGIN_AFTER
+            if not (held.begun or held.lost)
+            and held.started is not None
+            and now - held.started >= BEGIN_AFTER
+            and (not self._busy or self._is_free(held.key))
         }
         if ages:
-            self._check_held(ages, self._claims.begin(ages))
-            for held in map(self._held.__getitem__, ages):
-                held.begun = True
-                if not held.lost:
+            begun = self._written(
+                "begin", list(ages), lambda keys, wait: self._claims.begin({key: ages[key] for key in keys}, wait=wait)
+            )
+            self._check_held(ages, begun)
+            for key in ages:
+                held = self._held[key]
+                held.begun = key[0] not in begun.busy
+                if held.begun and not held.lost:
                     self._tell_start(held)
 
     def _write_progress(self) -> None:
-        said, self._progress = self._progress, {}
-        try:
-            self._claims.progress(said)
-        except Lost:
-            self._progress = {**said, **self._progress}
-            raise
+        said = {key: value for key, value in self._progress.items() if self._is_free(key)}
+        written = self._written(
+            "progress",
+            list(said),
+            lambda keys, wait: self._claims.progress({key: said[key] for key in keys}, wait=wait),
+        )
+        for key in said:
+            if key[0] in written.refused:  # it is only progress: not worth a second try, and no outcome waits for it
+                self._busy.pop(key, None)
+            if key[0] not in written.busy or key[0] in written.refused:
+                del self._progress[key]
 
     def _renew(self) -> None:
         now = time.monotonic()  # before the statement: for ourselves the lease ends rather too early
-        held_now = [held for held in self._held.values() if not held.lost]
-        if held_now:
-            still = self._claims.renew(held.key for held in held_now)
-            self._check_held([held.key for held in held_now], still)
-            for held in held_now:
+        ended = [held for held, _ in [*self._outcomes, *self._unknown]]  # and that is yet to be written
+        running = [held for held in self._held.values() if not held.lost]
+        renewed = self._written(
+            "renew", [held.key for held in [*running, *ended]], lambda keys, wait: self._claims.renew(keys, wait=wait)
+        )
+        self._check_held([held.key for held in running], renewed)
+        for held in running:
+            if held.key[0] in renewed:
                 held.lease_ends = now + self._lease
-        self._time_to_renew.again(self._lease / 4)
+        # Before others look twice at what somebody has locked until now.
+        self._time_to_renew.again(min(FIRST_AGAIN * 2, self._lease / 12) if renewed.busy else self._lease / 4)
 
-    def _check_held(self, keys: Iterable[Claim], still: set[uuid.UUID]) -> None:
+    def _check_held(self, keys: Iterable[Claim], still: Written) -> None:
         for key in keys:
-            if key[0] not in still:
+            if key[0] not in still and key[0] not in still.busy:
                 self._lose(self._held[key])
 
     def _hand_back(self, back: Iterable[Held]) -> None:
-        mine = [held for held in back if held.key in self._held and not held.lost]
-        if not mine:
+        """These, and those that could not be handed back before."""
+        self._to_hand_back += [held for held in back if held not in self._to_hand_back]
+        if not self._to_hand_back:
             return
-        returned = self._claims.hand_back(held.key for held in mine)
-        for held in mine:
+        self._to_hand_back = [held for held in self._to_hand_back if held.key in self._held and not held.lost]
+        mine = [held for held in self._to_hand_back if self._is_free(held.key)]
+        returned = self._written(
+            "hand back", [held.key for held in mine], lambda keys, wait: self._claims.hand_back(keys, wait=wait)
+        )
+        done = [held for held in mine if held.key[0] not in returned.busy]
+        for held in done:
             del self._held[held.key]
-        started = [str(held.told()) for held in mine if held.started is not None and held.key[0] in returned]
+        self._to_hand_back = [held for held in self._to_hand_back if held.key in self._held]
+        started = [str(held.told()) for held in done if held.started is not None and held.key[0] in returned]
         if started:
             self._tell(signals.jobs_handed_back, jobs=started)
 
+    def _is_settled(self) -> bool:
+        """Whether all it has claimed is finished or handed back."""
+        return not (self._held or self._outcomes or self._unknown)
+
+    def _tell_unsettled(self) -> None:
+        """What could not be said to the database at the end."""
+        left = [held for held in self._held.values() if not held.lost]
+        left += [held for held, _ in [*self._outcomes, *self._unknown]]
+        self.unsettled = [str(held.told()) for held in left]
+        if self.unsettled:
+            self._tell(signals.jobs_unsettled, jobs=self.unsettled)
+
     def _settle_in_time(self, ends: float) -> None:
         while not self._hurried and (left := ends - time.monotonic()) > 0:
-            if self._try(self._settle):
+            if self._try(self._settle) and self._is_settled():
                 return
             self.bell.wait(min(left, AWAY))
         # The time is over. Two tries: the connection at hand may be dead without a word, and the next one is new.
@@ -562,11 +729,14 @@ class Worker:
                 self._try(self._settle)
 
     def _settle(self) -> None:
-        """The last things said: outcomes, and what others are to run."""
+        """The last things said: outcomes, and what others are to run. No pause is waited for any more."""
+        self._busy = {key: (float("-inf"), pause) for key, (_, pause) in self._busy.items()}
         if self._children is not None:
             self._release_unknown(self._children)
         self._write()
         self._hand_back(list(self._held.values()))
+        for key in [key for key, held in self._held.items() if held.lost]:
+            del self._held[key]
         self._process.end(using=self.using)
 
     # -- when
@@ -578,22 +748,36 @@ class Worker:
         now = time.monotonic()
         # However long a poll is, leases are renewed in time.
         times = [now + min(conf.current().POLL_INTERVAL, self._lease / 3)]
-        if self._held:
+        if not self._is_settled():
             times.append(self._time_to_renew.next)
+        if self._outcomes and (not self._busy or any(self._is_free(held.key) for held, _ in self._outcomes)):
+            times.append(now + LINGER)
         if self._claims_soon:
             times.append(self._found_none + LINGER)
         if self._claims_at_once:
             times.append(now)
+        times += [at for at in (self._claim_again, *self._until_free()) if at > now]
         for held in self._held.values():
             if held.stopped is not None:
                 times += [at for at in self._end_of_patience(held.stopped) if at > now]
             elif held.deadline is not None:
                 times.append(held.deadline)
-            if held.started is not None and not (held.begun or held.lost):
+            if held.started is not None and not (held.begun or held.lost) and held.key not in self._busy:
                 times.append(held.started + BEGIN_AFTER)
         return max(min(times) - now, 0)
 
+    def _until_free(self) -> list[float]:
+        """When rows that were found locked are to be tried again."""
+        if self._busy:
+            waiting = {held.key for held, _ in [*self._outcomes, *self._unknown]} | self._held.keys()
+            self._busy = {key: busy for key, busy in self._busy.items() if key in waiting}
+        return [until for until, _ in self._busy.values()]
+
     # -- who is told
+
+    def _tell_refused(self, error: Exception) -> None:
+        if self._time_to_tell_refused():
+            self._tell(signals.statement_refused, error=described(error))
 
     def _tell(self, signal: Signal, **event: Any) -> None:
         self._teller.send(signal, **event)
@@ -616,3 +800,18 @@ class Worker:
         self._tell(signal, **event)
         if status in (Status.FAILED, Status.CANCELLED) and not outcome.told:
             self._teller.do(functools.partial(finished_elsewhere, told, outcome.seconds))
+
+
+def _replace(outcome: Outcome, why: str) -> bool:
+    """Have it say why it cannot be stored; less the second time, should that be refused, too. Whether it says anything else now."""
+    short = "the outcome cannot be stored"
+    text = short if outcome.error.startswith(short) else f"{short}: {why}"
+    if (outcome.status, outcome.error) == (Status.FAILED, text):
+        return False
+    outcome.status, outcome.result, outcome.exception = Status.FAILED, None, ""
+    outcome.error = outcome.summary = text
+    return True
+
+
+def _size(characters: int) -> str:
+    return f"{characters / 1e6:.0f} MB" if characters >= 1e6 else f"{characters / 1e3:.1f} kB"

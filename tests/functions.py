@@ -168,6 +168,16 @@ def finish_all_the_same() -> str:
     return "what there was"
 
 
+def tell_progress(text: str) -> None:
+    job = current_job()
+    assert job is not None
+    job.progress(1, 2, text)
+
+
+def long_text(length: int) -> str:
+    return "x" * length
+
+
 def say_progress() -> None:
     job = current_job()
     assert job is not None

@@ -345,7 +345,7 @@ def test_a_look_that_takes_long_is_rare(monkeypatch: pytest.MonkeyPatch) -> None
     watch = alerts.Watch(using="default")
     monkeypatch.setattr(watch, "look", lambda: looks.append(1))
     monkeypatch.setattr(watch._time_to_look, "again", waits.append)
-    watch._time_to_look.next = 0
+    watch._time_to_look._next = 0
     watch.step()
     assert (looks, waits) == ([1], [50])
 

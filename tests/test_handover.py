@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection, connections
 from django.db.models import F
@@ -412,6 +413,88 @@ def test_signals(apple: Fake) -> None:
     failed = next(event for event in heard if "error" in event)
     assert (forwarded["target"], forwarded["jobs"]) == ("apple", ["good"])
     assert (failed["jobs"], failed["error"]) == (["bad"], "ValueError: no")
+
+
+# -- locks -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(session: psycopg.Connection, key: str) -> Iterator[None]:
+    with session.transaction():
+        session.execute("SELECT FROM _pgwerk_jobs WHERE key = %s FOR NO KEY UPDATE", [key])
+        yield
+
+
+def test_a_locked_row_delays_its_own_mark_only_and_nothing_is_sent_twice(
+    apple: Fake, over: HandOver, other_session: psycopg.Connection
+) -> None:
+    apple.hanging.add("one")
+    put("one", "two", "three")
+    wait_until(lambda: (work(over), apple.threads)[1])
+    with locked(other_session, "one"):
+        apple.gate.set()
+        wait_until(lambda: (work(over), status("two") == status("three") == "FORWARDED")[1])
+        assert status("one") == "READY"
+        put("four")
+        wait_until(lambda: (work(over), status("four") == "FORWARDED")[1])
+    wait_until(lambda: (work(over), status("one") == "FORWARDED")[1])
+    assert sorted(apple.sent) == ["four", "one", "three", "two"]
+
+
+@pytest.mark.parametrize("write", ["forward", "put back", "hand back", "renew"])
+def test_each_statement_passes_over_locked_rows(write: str, other_session: psycopg.Connection) -> None:
+    put("one", "two")
+    box = Outbox("host:1", using="default")
+    one, two = sorted(box.claim("apple", 10), key=lambda job: job.key)
+    writes = {
+        "forward": lambda jobs: box.forward([(job, "id") for job in jobs]),
+        "put back": lambda jobs: box.put_back(jobs, ValueError("no"), [1.0 for _ in jobs]),
+        "hand back": box.hand_back,
+        "renew": box.renew,
+    }
+    with locked(other_session, "one"):
+        marked = writes[write]([one, two])
+        assert (set(marked), marked.busy) == ({two.pk}, {one.pk})
+    assert writes[write]([one]) == {one.pk}
+
+
+def test_what_goes_into_our_own_database_waits_for_the_lock_of_its_row_only(
+    over: HandOver, other_session: psycopg.Connection
+) -> None:
+    from django_tasks_db.models import DBTaskResult
+
+    for key in ("one", "two", "three"):
+        Job.objects.create(key=key, target="django_tasks", function="tests.django_tasks.database", args=[key])
+    box = Outbox("host:1", using="default")
+    sender = Sender("django_tasks", box)
+    sender._todo.extend(box.claim("django_tasks", 10))
+    with locked(other_session, "one"):
+        while sender._todo:
+            sender._send_some()
+        assert (status("one"), status("two"), status("three")) == ("READY", "FORWARDED", "FORWARDED")
+        assert DBTaskResult.objects.count() == 2
+        assert [job.key for job in sender.held()] == ["one"]
+    wait_until(lambda: (sender.drain(), status("one") == "FORWARDED")[1])
+    assert DBTaskResult.objects.count() == 3
+
+
+def test_a_claim_that_is_cancelled_takes_fewer(apple: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, limits = Outbox.claim, list[int]()
+
+    def slow(self: Outbox, target: str, limit: int) -> list[Job]:
+        limits.append(limit)
+        with connection.cursor() as cursor:
+            cursor.execute("SET statement_timeout = '50ms'")
+            try:
+                cursor.execute("SELECT pg_sleep(%s)", [5 if limit > 2 else 0])
+            finally:
+                cursor.execute("RESET statement_timeout")
+        return claim(self, target, limit)
+
+    monkeypatch.setattr(Outbox, "claim", slow)
+    put(*(f"{n}" for n in range(4)))
+    assert hand_over("host:1", using="default") == 4
+    assert limits[:3] == [10, 5, 2]
 
 
 # -- plans -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from pgwerk_django.loop import hearing
 from pgwerk_django.models import Schedule
 from pgwerk_django.worker import Worker
 
-HANDED_BACK = 3  # exit code
+HANDED_BACK, UNSETTLED = 3, 1  # exit codes
+MOST_NAMED = 10  # jobs
 SAME_REQUEST = 0.1  # seconds in which a signal that comes twice (to a process, and to its group) is one request
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -158,7 +159,12 @@ def worker_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tell_if_not_finished(worker: Worker) -> None:
-    """End with an exit code of its own: these jobs begin anew elsewhere."""
+    """End with an exit code of its own: these jobs begin anew elsewhere; at once, or (1) when their leases are over."""
+    if worker.unsettled:
+        raise CommandError(
+            f"{len(worker.unsettled)} jobs could neither be finished nor handed back: {', '.join(worker.unsettled[:MOST_NAMED])}",
+            returncode=UNSETTLED,
+        )
     if worker.handed_back:
         raise CommandError(f"{worker.handed_back} running jobs were stopped and handed back", returncode=HANDED_BACK)
 

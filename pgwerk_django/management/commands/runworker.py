@@ -28,8 +28,9 @@ def queue_names(text: str) -> list[str]:
 
 class Command(PgwerkCommand):
     help = (
-        "Runs jobs in child processes. Any number may run. SIGTERM or Ctrl-C lets the jobs at hand finish (exit code 0, or 3"
-        " when some had to be stopped and handed back), a second one stops them now, a third one kills everything."
+        "Runs jobs in child processes. Any number may run. SIGTERM or Ctrl-C lets the jobs at hand finish (exit code 0; 3"
+        " when some had to be stopped and handed back, 1 when some could not be written), a second one stops them now, a"
+        " third one kills everything."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
