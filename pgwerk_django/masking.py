@@ -2,9 +2,10 @@
 
 import functools
 import inspect
+import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pgwerk_django import conf
@@ -35,18 +36,23 @@ def masked_args(function: str, args: Any) -> Any:
     """Positional arguments go by the names of the function's parameters, where this process has it."""
     if not isinstance(args, list):
         return masked(args)
-    names = [*parameters(function), *[""] * len(args)]
+    names = itertools.chain(parameters(function), itertools.repeat(""))
     return [STARS if is_secret(name) else masked(each) for name, each in zip(names, args, strict=False)]
 
 
-def parameters(function: str) -> Sequence[str]:
-    """Imports nothing: a row may name anything."""
+def parameters(function: str) -> Iterator[str]:
+    """The name of each positional argument in turn, `*args` again and again. Imports nothing: a row may name anything."""
     module, _dot, attribute = function.rpartition(".")
     found = getattr(sys.modules.get(module), attribute, None)
     try:
-        return list(inspect.signature(body_of(found)).parameters) if found is not None else []
+        known = list(inspect.signature(body_of(found)).parameters.values()) if found is not None else []
     except (TypeError, ValueError):
-        return []
+        return
+    # A Django Task that takes its context gets it besides the arguments.
+    for parameter in known[1:] if getattr(found, "takes_context", False) else known:
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from itertools.repeat(parameter.name)
+        yield parameter.name
 
 
 def call_text(function: str, args: Any, kwargs: Any) -> str:
@@ -58,13 +64,28 @@ def call_text(function: str, args: Any, kwargs: Any) -> str:
     return in_one_line(f"{function}({', '.join(given)})")
 
 
+_ABSENT = object()
+
+
+def has_stars(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(has_stars, value.values() if isinstance(value, dict) else value))
+    return bool(value == STARS)
+
+
 def unmasked(value: Any, before: Any) -> Any:
-    """What a person sent back, with the stars that were left alone turned into what they stood for."""
+    """What a person sent back, with the stars that were left alone turned into what they stood for.
+
+    Raise `ValueError` for stars that stand for nothing: they would be handed to the function as they are.
+    """
     if value == STARS:
+        if before is _ABSENT:
+            raise ValueError(STARS)
         return before
-    if isinstance(value, dict) and isinstance(before, dict):
-        return {key: unmasked(each, before.get(key, each)) for key, each in value.items()}
-    if isinstance(value, list) and isinstance(before, list):
-        rest = value[len(before) :]
-        return [unmasked(each, old) for each, old in zip(value, before, strict=False)] + rest
+    if isinstance(value, dict):
+        old = before if isinstance(before, dict) else {}
+        return {key: unmasked(each, old.get(key, _ABSENT)) for key, each in value.items()}
+    if isinstance(value, list):
+        rest = itertools.chain(before if isinstance(before, list) else (), itertools.repeat(_ABSENT))
+        return [unmasked(each, old) for each, old in zip(value, rest, strict=False)]
     return value

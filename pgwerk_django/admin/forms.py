@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy as _
 from pgwerk_django import conf, registry, targets
 from pgwerk_django.admin.pages import RowForm
 from pgwerk_django.exceptions import text_of
-from pgwerk_django.masking import masked, masked_args, unmasked
+from pgwerk_django.masking import has_stars, masked, masked_args, unmasked
 from pgwerk_django.models import Schedule
 
 
@@ -149,17 +149,16 @@ class ScheduleForm(RowForm):
         if target := self.fields.get("target"):
             target.required = False
             target.initial = self.initial["target"] = self.instance.target if self.instance.pk else ""
-        # What is secret goes out as stars, and stars that come back mean what they stood for.
+        # What is secret goes out as stars, and stars that come back mean what they stood for. They stay stars until all is
+        # judged, so that no message tells what is behind them.
         row = self.instance
+        self._called = row.function, row.target
         self._secret = {"args": row.args, "kwargs": row.kwargs, "meta": row.meta} if row.pk else {}
         for column, value in self._secret.items():
             self.initial[column] = masked_args(row.function, value) if column == "args" else masked(value)
 
     def clean(self) -> dict[str, Any]:
         super().clean()
-        for column, value in self._secret.items():
-            if column in self.cleaned_data:
-                self.cleaned_data[column] = unmasked(self.cleaned_data[column], value)
         for column in Schedule.DEFINITION:
             if column in self.cleaned_data:
                 self._report(column, self._read, column)
@@ -168,7 +167,22 @@ class ScheduleForm(RowForm):
         self._check_recurrence()
         if self.CALL.intersection(self.changed_data):
             self._check_function()
+        for column in self._secret:
+            if has_stars(self.cleaned_data.get(column)):
+                self._unmask(column)
         return self.cleaned_data
+
+    def _unmask(self, column: str) -> None:
+        """Put the values in place of their stars, for the function and the target that had them."""
+        got = self.cleaned_data
+        if (got.get("function", self._called[0]), got.get("target", self._called[1])) != self._called:
+            words = _("The stars stand for a value of the former function or target: type the value itself.")
+            self.add_error(column, words)
+            return
+        try:
+            got[column] = unmasked(got[column], self._secret[column])
+        except ValueError:
+            self.add_error(column, _("There are stars that stand for no value: type the value itself."))
 
     def _report(self, field: str, check: Callable[..., Any], *args: Any, **options: Any) -> bool:
         """Run a check; what it refuses is `field`'s error."""

@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
@@ -31,11 +32,14 @@ from pgwerk_django.admin.display import (
 )
 from pgwerk_django.admin.forms import CancelForm
 from pgwerk_django.admin.handover import briefly, handover_of
-from pgwerk_django.admin.pages import CappedPaginator, ReadOnlyPage, column, value_column
+from pgwerk_django.admin.pages import MOST_LISTED, CappedPaginator, ReadOnlyPage, column, value_column
 from pgwerk_django.history import jobs_named
-from pgwerk_django.models import Job, Schedule, Status
+from pgwerk_django.models import Job, Schedule, Status, atomic
 
 MOST_SEARCHED = 100_000  # the newest jobs: no index helps to find a part of a word among millions
+# What is history and may be deleted: jobs that neither wait nor run. Where an engine tells the end, what was handed over goes on.
+_FINAL = (Status.SUCCESSFUL, Status.FAILED, Status.SKIPPED, Status.CANCELLED)
+ENDED = Q(status__in=_FINAL) | Q(status=Status.FORWARDED, finished_at__isnull=False)
 OUTCOME = ("reason", "error", "errors", "result", "progress")
 
 
@@ -193,6 +197,29 @@ class JobAdmin(ActingPage, ReadOnlyPage):
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return self.may(request, "cancel")
 
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return (obj is None or _has_ended(obj)) and super().has_delete_permission(request, obj)
+
+    def delete_model(self, request: HttpRequest, obj: Job) -> None:
+        """Only while it is history: since the question was asked it may have been retried."""
+        with atomic(obj._state.db):
+            row = Job.objects.using(obj._state.db).select_for_update().filter(ENDED, pk=obj.pk).first()
+            if row is None:
+                raise PermissionDenied
+            row.delete()
+
+    def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
+        with atomic(queryset.db):
+            jobs = Job.objects.using(queryset.db)
+            ended = jobs.filter(ENDED, pk__in=queryset.values("pk")).select_for_update().values_list("pk", flat=True)
+            jobs.filter(pk__in=list(ended)).delete()
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        listed, counts, lacking, protected = super().get_deleted_objects(objs, request)
+        # Of a list that is one job, which has been judged.
+        protected += [str(job) for job in objs.exclude(ENDED)[:MOST_LISTED]] if isinstance(objs, QuerySet) else []
+        return listed, counts, lacking, protected
+
     @admin.action(permissions=["retry"], description=_("Retry selected %(verbose_name_plural)s"))
     def retry(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
         return self.act(request, queryset, RETRY)
@@ -287,3 +314,8 @@ class JobAdmin(ActingPage, ReadOnlyPage):
     def shown_schedule(self, job: Job) -> Any:
         schedule = Schedule.objects.using(job._state.db).filter(name=job.schedule_name).only("pk").first()
         return self.link(job.schedule_name, Schedule, schedule.pk) if schedule else job.schedule_name or EMPTY
+
+
+def _has_ended(job: Job) -> bool:
+    """`ENDED`, of a row that is here."""
+    return job.status in _FINAL or (job.status == Status.FORWARDED and job.finished_at is not None)
