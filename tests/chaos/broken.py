@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pgwerk_django import claims, conf, scheduler, tick
+from pgwerk_django import claims, conf, housekeeping, scheduler, tick
 from pgwerk_django.models import ScheduleQuerySet, atomic, due_at
 from pgwerk_django.policies import Misfire, Overlap
 
@@ -51,6 +51,17 @@ def unbegun_attempts() -> None:
     claims.MOST_FALSE_STARTS = 0
 
 
+def recovery_in_one_look() -> None:
+    """A lease that has expired is lost at once: nobody has time to renew it after an outage."""
+
+    def look(self: Any) -> None:
+        if leases := claims.unrenewed_leases(using=self._using, limit=claims.RECOVERED_BATCH):
+            claims.recover_lost(using=self._using, seen=leases)
+        self._time_to_look.again(self._lease / 3)
+
+    housekeeping.Recovery.look = look  # type: ignore[method-assign]
+
+
 BREAKS: dict[str, Callable[[], None]] = {
     "no-skip-locked": no_skip_locked,
     "no-row-lock": no_row_lock,
@@ -59,6 +70,7 @@ BREAKS: dict[str, Callable[[], None]] = {
     "insert-before-advance": insert_before_advance,
     "claims-unlocked": claims_unlocked,
     "unbegun-attempts": unbegun_attempts,
+    "recovery-in-one-look": recovery_in_one_look,
 }
 
 

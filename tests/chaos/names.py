@@ -24,6 +24,7 @@ BREAKS = {
     "insert-before-advance": "jobs come in one transaction, and their schedules advance in the next",
     "claims-unlocked": "workers claim jobs without a lock on them",
     "unbegun-attempts": "a job that a lost worker had only claimed spends an attempt",
+    "recovery-in-one-look": "a job is lost as soon as its lease has expired",
 }
 TWO_COMMITS = ("advance-before-insert", "insert-before-advance")
 DROP_KEY = "ALTER TABLE _pgwerk_jobs DROP CONSTRAINT pgwerk_job_key"

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def act(do: str, name: str = "") -> None:
-    from pgwerk_django.housekeeping import keep_house
+    from pgwerk_django.housekeeping import clean_up
     from pgwerk_django.models import Job, Schedule, Status
     from pgwerk_django.scheduler import Scheduler
 
@@ -46,7 +46,7 @@ def act(do: str, name: str = "") -> None:
                 note(do, job)
                 job.retry(by="ada")
         case "clean":
-            keep_house(using="default")
+            clean_up(using="default")
         case "pause" | "resume" | "trigger":
             with contextlib.suppress(Schedule.DoesNotExist):
                 getattr(Scheduler(), do)(name, **({} if do == "resume" else {"by": "ada"}))

@@ -79,6 +79,18 @@ def killed_after_a_claim(world: World) -> None:
     world.run_for(2 * LEASE)
 
 
+def outage_longer_than_a_lease(world: World) -> None:
+    """PostgreSQL is away for longer than a lease, while workers that live run jobs."""
+    world.until(lambda: all(member.has_started for member in world.some(WORKER)), 60)
+    enqueue(world, "work_through_an_outage", 2 * CLAIMERS)
+    world.until(lambda: (world.ask(f"{OPEN} AND status = 'RUNNING' AND NOT prefetched") or 0) == 2 * CLAIMERS, 30)
+    over = world.hit("outage")
+    world.server.halt("fast")
+    world.run_for(1.5 * LEASE)
+    world.server_back(over)
+    world.until(lambda: world.ask(OPEN) == 0, 60)
+
+
 @dataclass(frozen=True)
 class Case:
     broken: tuple[str, ...]
@@ -139,6 +151,15 @@ CASES = (
         killed_after_a_claim,
         ("wrong",),
         "what a lost worker had only claimed is given back with its attempt",
+    ),
+    Case((), outage_longer_than_a_lease, (), "who lives has time to renew leases", schedulers=0, workers=CLAIMERS),
+    Case(
+        ("recovery-in-one-look",),
+        outage_longer_than_a_lease,
+        ("wrong",),
+        "a second look leaves time to renew leases after an outage",
+        schedulers=0,
+        workers=CLAIMERS,
     ),
     Case((), many_jobs, (), "each claim locks what it takes", schedulers=0, workers=CLAIMERS),
     Case(

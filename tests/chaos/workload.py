@@ -24,6 +24,10 @@ def work_for_seconds() -> None:
     take(2)
 
 
+def work_through_an_outage() -> None:
+    take(12)
+
+
 def take(seconds: float) -> None:
     began()
     if seconds:
