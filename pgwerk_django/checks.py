@@ -13,6 +13,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from pgwerk_django import conf, targets
 from pgwerk_django.exceptions import TargetUnavailable, text_of
+from pgwerk_django.execution import around_job
 from pgwerk_django.models import Schedule
 from pgwerk_django.registry import registry
 from pgwerk_django.targets.pgwerk import werk
@@ -36,6 +37,33 @@ def check_admins(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
             "PGWERK['MAIL_ADMINS'] is True, and ADMINS is empty: nobody is told",
             hint="Name in ADMINS who is to get the mails.",
             id="pgwerk_django.W003",
+        )
+    ]
+
+
+@checks.register("pgwerk")
+def check_around_job(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """`PGWERK["AROUND_JOB"]` leads to something that can be called."""
+    path = None if conf.problems() else conf.current().AROUND_JOB
+    try:
+        if path is not None:
+            around_job(path)
+    except ImproperlyConfigured as error:
+        return [checks.Error(text_of(error), id="pgwerk_django.E013")]
+    return []
+
+
+@checks.register("pgwerk")
+def check_tenants(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """With django-tenants (or django-tenant-schemas), our tables stand in the shared schema alone, where the worker reads."""
+    ours = {"pgwerk_django", "pgwerk_django.apps.PgwerkConfig"}
+    if ours.isdisjoint(getattr(settings, "TENANT_APPS", ())):
+        return []
+    return [
+        checks.Warning(
+            "pgwerk_django is in TENANT_APPS: a job that is enqueued in a tenant's schema stays there, and no worker reads it",
+            hint="List 'pgwerk_django' in SHARED_APPS only, and keep the tenant in the job's arguments or meta.",
+            id="pgwerk_django.W004",
         )
     ]
 

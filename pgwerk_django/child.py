@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from types import FrameType
 
+    from pgwerk_django.exceptions import PgwerkError
     from pgwerk_django.execution import Outcome
     from pgwerk_django.jobs import CurrentJob
     from pgwerk_django.models import Job
@@ -78,8 +80,9 @@ class Jobs:
         # Once, and kept: a job may empty `sys.modules`, and to import them again would register the models twice.
         from django.utils.functional import SimpleLazyObject
 
-        from pgwerk_django import claims, execution, jobs, spans
+        from pgwerk_django import claims, exceptions, execution, jobs, spans
 
+        self._exceptions = exceptions
         self._lazy, self._claims, self._execution, self._jobs = SimpleLazyObject, claims, execution, jobs
         self._spans = spans
         self._worker = worker
@@ -93,6 +96,7 @@ class Jobs:
         self._lock = threading.Lock()
         self._running: dict[Any, Running] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
         os.register_at_fork(after_in_child=self._forked)
         for number in range(threads):
             threading.Thread(target=self._work, name=f"pgwerk-job-{number}", daemon=True).start()
@@ -115,7 +119,9 @@ class Jobs:
         elif word == "cancel":
             self._tell(key, Running.ask)
         elif word == "stop":
-            self._tell(key, Running.stop)
+            why = self._exceptions.JobCancelled() if value is None else self._exceptions.JobTimeout(value)
+            self._tell_stack(key)
+            self._tell(key, lambda running: running.stop(why))
         elif word == "recall":
             self._send("back", None, list(self._not_started()))
         return word != "end"
@@ -140,6 +146,16 @@ class Jobs:
         with self._lock:
             if running := self._running.get(key):
                 what(running)
+
+    def _tell_stack(self, key: Any) -> None:
+        """Tell where a job is that is about to be stopped: should it not stop, the process is killed, and nobody could."""
+        with self._lock:
+            running = self._running.get(key)
+        if running is not None:
+            stack = ""
+            with contextlib.suppress(Exception):  # frames change while they are read
+                stack = self._execution.shown_stack(running.frames())
+            self._send("stack", key, stack)
 
     # -- a job
 
@@ -184,7 +200,7 @@ class Jobs:
         if not execution.is_async(call.func):
             return cast("Outcome", execution.run(call))
         running.go_async(
-            self._event_loop(),
+            *self._event_loop(),
             execution.arun(call),
             lambda error: execution.Outcome.failure(job.row, error),
             lambda outcome: self._done(key, outcome),
@@ -212,12 +228,15 @@ class Jobs:
 
     # -- the event loop
 
-    def _event_loop(self) -> asyncio.AbstractEventLoop:
+    def _event_loop(self) -> "tuple[asyncio.AbstractEventLoop, threading.Thread]":
         with self._lock:
-            if self._loop is None:
+            if self._loop is None or self._loop_thread is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._serve_loop, args=[self._loop], name="pgwerk-async", daemon=True).start()
-            return self._loop
+                self._loop_thread = threading.Thread(
+                    target=self._serve_loop, args=[self._loop], name="pgwerk-async", daemon=True
+                )
+                self._loop_thread.start()
+            return self._loop, self._loop_thread
 
     def _serve_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the loop for ever, although a job may stop it, or have a task raise what asyncio lets through."""
@@ -256,11 +275,13 @@ class Running:
         self._lock = threading.Lock()
         self._thread: int | None = threading.get_ident()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: int | None = None
         self._task: asyncio.Task[Outcome] | None = None
 
     def go_async(
         self,
         loop: asyncio.AbstractEventLoop,
+        thread: threading.Thread,
         coroutine: "Coroutine[Any, Any, Outcome]",
         failure: "Callable[[BaseException], Outcome]",
         done: "Callable[[Outcome], None]",
@@ -286,14 +307,27 @@ class Running:
             done(outcome)
 
         with self._lock:
-            self._thread, self._loop = None, loop
+            self._thread, self._loop, self._loop_thread = None, loop, thread.ident
         loop.call_soon_threadsafe(start)
 
     def ask(self) -> None:
         self.job.ask_to_stop()
 
-    def stop(self) -> None:
+    def frames(self) -> "Iterator[FrameType]":
+        """Where it is now, the outermost frame first."""
+        task, thread = self._task, self._thread
+        if task is not None:
+            coroutine: Any = task.get_coro()
+            chain = [*_awaited(coroutine)]
+            if not getattr(chain[-1], "cr_running", False):
+                return iter([frame for each in chain if (frame := _frame_of(each)) is not None])
+            thread = self._loop_thread  # it does not wait: the loop itself is there
+        frame = sys._current_frames().get(thread or 0)
+        return iter([each for each, _line in traceback.walk_stack(frame)][::-1] if frame is not None else [])
+
+    def stop(self, why: "PgwerkError") -> None:
         """Raise in its thread, or cancel its task. What waits in C hears of it when that returns."""
+        self.job.stopping = why
         self.ask()
         with self._lock:
             if self._loop is not None:
@@ -308,6 +342,27 @@ class Running:
             thread, self._thread = self._thread, None
             if thread is not None:
                 _raise_in(thread, None)
+
+
+def _awaited(coroutine: Any) -> "Iterator[Any]":
+    """A coroutine, what it awaits, and so on."""
+    for _ in range(200):
+        yield coroutine
+        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+            inner = getattr(coroutine, name, None)
+            if inner is not None:
+                break
+        else:
+            return
+        coroutine = inner
+
+
+def _frame_of(coroutine: Any) -> "FrameType | None":
+    for name in ("cr_frame", "gi_frame", "ag_frame"):
+        frame: FrameType | None = getattr(coroutine, name, None)
+        if frame is not None:
+            return frame
+    return None
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

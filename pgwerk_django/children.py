@@ -24,7 +24,7 @@ from django.utils.functional import SimpleLazyObject
 
 from pgwerk_django import spans
 from pgwerk_django.claims import FIELDS, Claim, job_of
-from pgwerk_django.exceptions import PgwerkError
+from pgwerk_django.exceptions import JobTimeout, PgwerkError
 from pgwerk_django.execution import ENDS_WITHIN
 from pgwerk_django.models import Job
 
@@ -53,6 +53,7 @@ class Held:
     asked: bool = False  # to stop, by `current_job().cancelled`
     stopping: PgwerkError | None = None  # why it was stopped
     stopped: float | None = None  # when
+    stack: str = ""  # where it was then
     _job: Job | None = None
 
     @property
@@ -152,7 +153,8 @@ class Child:
                 held.started = time.monotonic()
 
     def tell(self, word: str, held: Held) -> None:
-        self._outbox.put((word, held.key, None))
+        timed_out = type(held.stopping) is JobTimeout
+        self._outbox.put((word, held.key, held.timeout if timed_out else None))
 
     def recall(self) -> None:
         """Have it give back what it has not started. Until it answers it is not asked again."""

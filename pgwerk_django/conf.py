@@ -38,6 +38,7 @@ class Conf:
     NOTIFY: bool = True
     TELEMETRY: bool = False
     METRICS_SCHEDULES: int = 0
+    AROUND_JOB: str | None = None
 
 
 class _Bad(Exception):
@@ -135,6 +136,7 @@ _READERS: Mapping[str, Callable[[object], Any]] = {
     "NOTIFY": _flag,
     "TELEMETRY": _flag,
     "METRICS_SCHEDULES": _number,
+    "AROUND_JOB": _optional_text,
 }
 
 

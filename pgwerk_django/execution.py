@@ -5,25 +5,31 @@ import dataclasses
 import functools
 import inspect
 import json
+import logging
 import os
 import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, NoReturn, cast
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from django.core.exceptions import ImproperlyConfigured
 from django.db import close_old_connections, connections
 from django.utils import timezone, translation
+from django.utils.module_loading import import_string
 
-from pgwerk_django import jobs, registry, spans
+from pgwerk_django import conf, jobs, registry, spans
 from pgwerk_django.exceptions import (
     FunctionNotFound,
     JobCancelled,
     TransactionLeftOpen,
     class_path,
     is_ours,
+    named,
+    shown,
     summary_of,
     text_of,
     traceback_of,
@@ -35,8 +41,11 @@ from pgwerk_django.targets.results import TaskRun, enqueued
 from pgwerk_django.targets.worker import function_of
 from pgwerk_django.text import storable
 
+logger = logging.getLogger("pgwerk_django.job")
+
 LONGEST_ERROR = 50_000
 LONGEST_SUMMARY = 1000
+LONGEST_STACK = 5000
 FIRST_BACKOFF = 10  # seconds before the second attempt, where the schedule says nothing else
 LONGEST_BACKOFF = 3600
 ENDS_WITHIN = 2.0  # seconds that a process has at its end for what is still to be written or sent
@@ -73,13 +82,15 @@ class Outcome:
 
     @classmethod
     def success(cls, value: object) -> "Outcome":
-        try:
-            read = registry.json_value(value, "the job's result", default=registry.plain)
-            return cls(Status.SUCCESSFUL, result=json.dumps(read))
-        except (TypeError, ValueError) as error:
-            # It ran; another attempt would run it again and return the same.
-            text = storable(text_of(error), LONGEST_ERROR)
-            return cls(Status.FAILED, error=text, summary=text[:LONGEST_SUMMARY], exception=storable(class_path(error)))
+        """Raises `ValueError` or `TypeError` for a result that is no JSON."""
+        read = registry.json_value(value, "the job's result", default=registry.plain)
+        return cls(Status.SUCCESSFUL, result=json.dumps(read))
+
+    @classmethod
+    def refused(cls, error: BaseException) -> "Outcome":
+        """Of a job whose result is no JSON. It ran; another attempt would run it again and return the same."""
+        text = storable(text_of(error), LONGEST_ERROR)
+        return cls(Status.FAILED, error=text, summary=text[:LONGEST_SUMMARY], exception=storable(class_path(error)))
 
     def packed(self) -> dict[str, Any]:
         """Return the fields, for `Outcome(**fields)` in another process: Python's own types, which can be read anywhere."""
@@ -115,6 +126,7 @@ class Call:
         self.run = None if task is None else TaskRun(task, job.row, job.clock)
         self.args = args if self.run is None else [*self.run.context, *args]
         self.kwargs = kwargs
+        self._failure: tuple[int, Outcome] | None = None  # the last exception's id, and what came of it
 
     def __call__(self) -> Any:
         """Call a plain function. Return what it returns, and end a copy of this process that returns here, too."""
@@ -154,11 +166,27 @@ class Call:
             outcome.told = True
         return outcome
 
+    def success(self, value: object) -> Outcome:
+        try:
+            return Outcome.success(value)
+        except (TypeError, ValueError) as error:
+            outcome = Outcome.refused(error)
+            if self.run is None:
+                log_failure(self.job, outcome, error)
+            return outcome
+
     def failure(self, error: BaseException) -> Outcome:
-        outcome = Outcome.failure(self.job.row, error)
-        if self._does_not_fit(error):
-            outcome.unknown = "arguments"
-        return outcome
+        """Return the outcome of a job that raised `error`, and log it. The same error, asked again, gives the same outcome."""
+        # By its id: to keep the exception would keep the job's frames, with all that they hold.
+        if self._failure is None or self._failure[0] != id(error):
+            outcome = Outcome.failure(self.job.row, error)
+            if self._does_not_fit(error):
+                outcome.unknown = "arguments"
+            self._failure = (id(error), outcome)
+            # Of a Task's last attempt the framework leaves a record of its own.
+            if self.run is None or outcome.status == Status.READY or self.job.stopping is not None:
+                log_failure(self.job, outcome, error)
+        return self._failure[1]
 
     def _does_not_fit(self, error: BaseException) -> bool:
         """Whether this is the TypeError of a call whose arguments do not fit the signature, so that the function never began.
@@ -196,7 +224,77 @@ def not_loaded(job: jobs.CurrentJob, error: BaseException) -> Outcome:
         outcome: Outcome = told(Outcome.failure(job.row, error))
     if type(error) is FunctionNotFound and error.unknown:
         outcome.unknown = "function"
+    log_failure(job, outcome, error)
     return outcome
+
+
+def log_failure(job: Any, outcome: Outcome, error: BaseException) -> None:
+    """Leave a record with the traceback: ERROR, or WARNING while attempts are left. Error trackers listen for these.
+
+    None of a job that was cancelled, nor of one that newer code is to run. Never raises.
+    """
+    try:
+        stopping = getattr(job, "stopping", None)
+        if outcome.unknown or outcome.status == Status.CANCELLED or isinstance(stopping, JobCancelled):
+            return
+        if stopping is not None:  # the exception by which it was stopped says nothing; where it was does
+            error = stopping.with_traceback(BaseException.__dict__["__traceback__"].__get__(error))
+        logger.log(
+            logging.WARNING if outcome.status == Status.READY else logging.ERROR,
+            "job %s failed: %s, attempt %s of %s",
+            job.key, job.function, job.attempt, job.max_attempts,
+            exc_info=error,
+            extra={"job_id": str(job.pk), "job_key": job.key, "job_function": job.function, "job_attempt": job.attempt},
+        )  # fmt: skip
+    except BaseException:  # noqa: BLE001, S110  # a handler of others, or a stream that a job closed
+        pass
+
+
+def shown_stack(frames: Iterator[FrameType]) -> str:
+    """Return a stack as a traceback shows it, without our own frames at its top; of a long one the end."""
+    shown = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames)
+    calls = [n for n, each in enumerate(shown) if each.filename == __file__ and each.name in ("__call__", "acall")]
+    text = "".join(traceback.StackSummary.from_list(shown[calls[-1] + 1 if calls else 0 :]).format())
+    lines = storable(text[-LONGEST_STACK:]).splitlines(keepends=True)
+    return "".join(lines[1:] if len(text) > LONGEST_STACK else lines)
+
+
+def with_stack(error: str, stack: str) -> str:
+    """Return an error with the stack below it. All lines but the first are indented: it is still the only one of its kind."""
+    return f"{error}\n  It was here (most recent call last):\n{stack}".rstrip() if stack else error
+
+
+def around(job: jobs.CurrentJob) -> Any:
+    """Return the context manager of `PGWERK["AROUND_JOB"]` for a job. Raises `ImproperlyConfigured`, and what it raises."""
+    path = conf.current().AROUND_JOB
+    if path is None:
+        return _NOTHING
+    manager = around_job(path)(job)
+    if not (hasattr(manager, "__enter__") or (hasattr(manager, "__aenter__"))):
+        raise ImproperlyConfigured(
+            f"PGWERK['AROUND_JOB'] ({path!r}) must return a context manager, got {shown(manager)}"
+        )
+    return manager
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+@functools.cache
+def around_job(path: str) -> Callable[[jobs.CurrentJob], Any]:
+    """Raises `ImproperlyConfigured`."""
+    try:
+        found = import_string(path)
+    except Exception as error:
+        raise ImproperlyConfigured(
+            f"PGWERK['AROUND_JOB'] must lead to a function that returns a context manager, got {path!r}: {named(error)}"
+        ) from error
+    if not callable(found):
+        raise ImproperlyConfigured(
+            f"PGWERK['AROUND_JOB'] must lead to a function that returns a context manager, got {path!r}, which is"
+            f" {shown(found)}"
+        )
+    return cast("Callable[[jobs.CurrentJob], Any]", found)
 
 
 def run(call: Call) -> Outcome:
@@ -213,11 +311,49 @@ async def arun(call: Call) -> Outcome:
     return outcome
 
 
+def called(call: Call) -> Outcome:
+    """Call a plain function, within `PGWERK["AROUND_JOB"]`. Raises what that or the function raises."""
+    with around(call.job):
+        try:
+            call.begin()
+            return call.success(call())
+        except BaseException as error:
+            call.failure(error)  # in here: its record in the log is written within that context manager
+            raise
+    return Outcome(Status.SUCCESSFUL, result="null")  # which suppressed an exception
+
+
+async def acalled(call: Call, awaited: Callable[[Call], Coroutine[Any, Any, Any]] = Call.acall) -> Outcome:
+    """The same for an async function. An async context manager is entered as one."""
+    manager = around(call.job)
+    async with manager if hasattr(manager, "__aenter__") else _Async(manager):
+        try:
+            if call.run is not None:
+                await sync_to_async(call.begin)()
+            return call.success(await awaited(call))
+        except BaseException as error:
+            call.failure(error)
+            raise
+    return Outcome(Status.SUCCESSFUL, result="null")
+
+
+class _Async:
+    """A context manager, entered and left on the event loop."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+
+    async def __aenter__(self) -> object:
+        return self._manager.__enter__()
+
+    async def __aexit__(self, *raised: Any) -> Any:
+        return self._manager.__exit__(*raised)
+
+
 def _run(call: Call) -> Outcome:
     try:
         with jobs.running(call.job), _django():
-            call.begin()
-            outcome = Outcome.success(call())
+            outcome = called(call)
     except BaseException as error:  # noqa: BLE001  # a job that calls sys.exit() must not end its worker's thread
         return _ended(call, call.failure(error))  # in here: receivers may ask for the exception
     return _ended(call, outcome)
@@ -228,17 +364,15 @@ async def _arun(call: Call) -> Outcome:
     async with context:
         try:
             with jobs.running(call.job):
-                outcome = Outcome.success(await _called(call, context))
+                outcome = await _called(call, context)
         except BaseException as error:  # noqa: BLE001
             return await _aended(call, call.failure(error))
         return await _aended(call, outcome)
 
 
-async def _called(call: Call, context: ThreadSensitiveContext) -> Any:
+async def _called(call: Call, context: ThreadSensitiveContext) -> Outcome:
     try:
-        if call.run is not None:
-            await sync_to_async(call.begin)()
-        return await call.acall()
+        return await acalled(call)
     finally:
         if context in SyncToAsync.context_to_thread_executor:  # it has synchronous parts
             await sync_to_async(leave_clean)()
@@ -282,6 +416,10 @@ def leave_clean() -> None:
             del connections[connection.alias]  # and with it what Django remembers of the blocks
         else:
             connection.close_if_unusable_or_obsolete()
+            if connection.connection is None and connection.settings_dict["CONN_MAX_AGE"] == 0:
+                # A session is opened for each job anyway. Django's object for it has a memory of its own, such as the
+                # schema of django-tenants.
+                del connections[connection.alias]
     if left_open:
         raise TransactionLeftOpen(left_open)
 

@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from pgwerk_django import conf, signals
 from pgwerk_django.claims import FIRST, WAITING, Claims, event_of, job_of
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, TooManyJobs, TransactionLeftOpen
-from pgwerk_django.execution import Call, Outcome, is_async, is_left_open
+from pgwerk_django.execution import Call, Outcome, acalled, called, is_async, is_left_open, log_failure
 from pgwerk_django.jobs import CurrentJob, running
 from pgwerk_django.models import Job, Status
 
@@ -82,19 +82,25 @@ def run(job: CurrentJob) -> tuple[Outcome, BaseException | None]:
     Of the timeouts only those of async functions are kept: it takes another process to stop a plain one.
     """
     try:
-        call = Call(job, job.function, job.args, job.kwargs)
+        call = _Call(job, job.function, job.args, job.kwargs)
     except BaseException as error:  # noqa: BLE001  # a module may raise what it likes
-        return Outcome.failure(job.row, error), error
+        outcome = Outcome.failure(job.row, error)
+        log_failure(job, outcome, error)
+        return outcome, error
     try:
         with running(job), _amid_the_callers():
-            call.begin()
-            value = async_to_sync(_within_timeout)(call) if is_async(call.func) else call()
+            outcome = async_to_sync(acalled)(call, _within_timeout) if is_async(call.func) else called(call)
     except JobCancelled as error:
-        return call.end(Outcome.failure(job.row, error)), None
+        return call.end(call.failure(error)), None
     except BaseException as error:  # noqa: BLE001  # as in a worker's process
-        return call.end(Outcome.failure(job.row, error)), error
-    outcome = call.end(Outcome.success(value))
+        return call.end(call.failure(error)), error
+    outcome = call.end(outcome)
     return outcome, PgwerkError(outcome.error) if outcome.status == Status.FAILED else None
+
+
+class _Call(Call):
+    def _does_not_fit(self, error: BaseException) -> bool:
+        return False  # there is no worker with newer code, to which the job could be left
 
 
 async def _within_timeout(call: Call) -> Any:

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from pgwerk_django import conf, spans
 from pgwerk_django import registry as declared
-from pgwerk_django.exceptions import shown
+from pgwerk_django.exceptions import PgwerkError, shown
 from pgwerk_django.models import Job, Kind, Queue, Status, atomic, random_key
 from pgwerk_django.text import text
 
@@ -41,6 +41,7 @@ class CurrentJob:
         self._now = now
         self._report = report
         self._cancelled = False
+        self.stopping: PgwerkError | None = None  # why its worker stops it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.row, name)

@@ -20,7 +20,7 @@ from pgwerk_django.alerts import Watch
 from pgwerk_django.children import Child, Children, Held
 from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of
 from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
-from pgwerk_django.execution import Outcome
+from pgwerk_django.execution import Outcome, log_failure, with_stack
 from pgwerk_django.guarded import PASSING, Size, Written, survive
 from pgwerk_django.housekeeping import Housekeeping, recover_old
 from pgwerk_django.loop import LAST_CONNECT, Bell, Every, Loop, Lost, listening
@@ -309,6 +309,8 @@ class Worker:
                 return
             if word == "done":
                 self._ended(key, Outcome(**value))
+            elif word == "stack" and key in self._held:
+                self._held[key].stack = value
             elif word == "progress":
                 self._progress[key] = json.dumps(value)
             elif word == "late" and key in self._held:
@@ -335,8 +337,15 @@ class Worker:
 
     def _failure(self, held: Held, error: PgwerkError) -> Outcome:
         outcome = Outcome.failure(held.job, error)
+        outcome.error = with_stack(outcome.error, held.stack)
         outcome.seconds = outcome.ended - (held.started or outcome.ended)
         return outcome
+
+    def _failed_with_its_process(self, held: Held, error: PgwerkError) -> None:
+        outcome = self._failure(held, error)
+        if not held.lost:
+            log_failure(held.job, outcome, error)  # its process could not
+        self._ended(held.key, outcome)
 
     def _bury(self, children: Children, child: Child) -> None:
         """Jobs that were stopped have ended with it. Those beside them are handed back if we killed it, and have failed if not."""
@@ -344,12 +353,12 @@ class Worker:
             went = children.forget(child)
         for held in went:
             if held.stopping is not None:
-                self._ended(held.key, self._failure(held, held.stopping))
+                self._failed_with_its_process(held, held.stopping)
             elif child.condemned:
                 held.child = None
                 self._to_hand_back.append(held)
             else:
-                self._ended(held.key, self._failure(held, ProcessDied(child.how_it_ended())))
+                self._failed_with_its_process(held, ProcessDied(child.how_it_ended()))
         if not child.was_up:
             self._time_to_beat.again()  # to say so at once
         if not (child.condemned or child.leaving):

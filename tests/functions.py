@@ -314,3 +314,7 @@ def beat(seconds: float = 60) -> None:
     while time.monotonic() < ends:
         write("beat", time.monotonic())
         pause.wait(0.1)
+
+
+def cancel_itself() -> None:
+    raise JobCancelled("by itself")

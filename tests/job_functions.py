@@ -1,7 +1,8 @@
 """Functions that do to their own process what a job should not, or what a library does to it."""
 
 import asyncio
-import contextlib
+import contextvars
+import decimal
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import connection
 
 from pgwerk_django.jobs import current_job
@@ -335,6 +337,50 @@ def buffered_log() -> None:
     logger.info("kept in memory")
 
 
-@contextlib.contextmanager
-def nothing() -> Any:
-    yield
+# -- what is left for the next job
+
+tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+
+
+def leave_traces() -> None:
+    tenant.set("acme")
+    decimal.getcontext().prec = 3
+    connection.schema_name = "acme"
+
+
+async def async_leave_traces() -> None:
+    tenant.set("acme")
+    decimal.getcontext().prec = 3
+    await sync_to_async(leave_traces)()
+
+
+def traces() -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return [tenant.get(), decimal.getcontext().prec, getattr(connection, "schema_name", "none")]
+
+
+async def async_traces() -> list[Any]:
+    return [tenant.get(), decimal.getcontext().prec, (await sync_to_async(traces)())[2]]
+
+
+# -- where it hangs
+
+
+def hang_here(how: str) -> None:
+    write("hangs")
+    if how == "spins":
+        while True:
+            pass
+    threading.Event().wait() if how == "waits in C" else time.sleep(3600)  # noqa: TID251
+
+
+async def async_hang_here(how: str) -> None:
+    write("hangs")
+    if how == "blocks the loop":
+        hang_here("sleeps")
+    await _deeper()
+
+
+async def _deeper() -> None:
+    await asyncio.Event().wait()  # the innermost line

@@ -92,6 +92,7 @@ PGWERK = {
     "LISTEN": os.environ.get("PGWERK_LISTEN"),
     "CELERY_RESULTS": "PGWERK_TEST_RESULTS" in os.environ,
     "MAIL_ADMINS": "PGWERK_TEST_MAILS" in os.environ or "PGWERK_TEST_SMTP" in os.environ,
+    "AROUND_JOB": os.environ.get("PGWERK_TEST_AROUND"),
     "WERK": os.environ.get("PGWERK_TEST_WERK"),
 }
 

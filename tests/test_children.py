@@ -87,7 +87,7 @@ def test_whatever_a_job_does_its_timeout_is_kept(name: str) -> None:
     job = given(f"tests.functions.{name}", _timeout=1)
     with working():
         became(job)
-        assert (job.status, job.error, job.attempt) == ("FAILED", "timed out after 1 s", 1)
+        assert (job.status, job.error.splitlines()[0], job.attempt) == ("FAILED", "timed out after 1 s", 1)
         assert became(given(functions.add, 1)).result == 1  # the worker goes on
     pids = [note[1] for note in functions.read() if len(note) > 1]
     if name != "spin":  # which an exception ended, and its process goes on
@@ -111,7 +111,7 @@ def test_a_timed_out_job_is_tried_again_while_attempts_remain() -> None:
     job = given(functions.spin, _timeout=1, _max_attempts=2, _backoff=600)
     with working():
         wait_until(lambda: became(job, "READY").attempt == 1)
-    assert [error["error"] for error in job.errors] == [str(JobTimeout(1))]
+    assert [error["error"].splitlines()[0] for error in job.errors] == [str(JobTimeout(1))]
 
 
 @pytest.mark.parametrize("name", ["spin", "sleep", "async_forever"])
@@ -122,13 +122,13 @@ def test_a_timeout_does_not_disturb_the_jobs_beside_it(name: str) -> None:
         noted("waiting")
         if name != "sleep":  # which ends with its process, which waits for the other
             became(late)
-            assert late.error == "timed out after 1 s"
+            assert late.error.splitlines()[0] == "timed out after 1 s"
         # Meanwhile a new process runs what comes, and none of it beside a job that does not stop.
         assert became(given(functions.add, 1)).result == 1
         functions.gate.set()
         became(beside)
         became(late)
-    assert (late.status, late.error) == ("FAILED", "timed out after 1 s")
+    assert (late.status, late.error.splitlines()[0]) == ("FAILED", "timed out after 1 s")
     assert (beside.status, beside.result, beside.attempt, beside.claims) == ("SUCCESSFUL", "through", 1, 1)
 
 
@@ -560,7 +560,7 @@ def test_a_running_job_is_stopped_by_force(name: str) -> None:
         assert job.cancel(force=True)
         became(job)
         assert became(given(functions.add, 1)).result == 1
-    assert (job.status, job.attempt, job.error) == ("CANCELLED", 1, "cancelled while it ran")
+    assert (job.status, job.attempt, job.error.splitlines()[0]) == ("CANCELLED", 1, "cancelled while it ran")
 
 
 def test_a_cancelled_job_is_not_tried_again() -> None:
