@@ -278,7 +278,7 @@ def mail(news: Sequence[News]) -> None:
     try:
         mail_admins(subject_of(news), body_of(news))
     except Exception as error:  # noqa: BLE001  # whatever a mail backend raises
-        signals.send_now(signals.mail_failed, names=[each.name for each in news], error=error)
+        signals.send_now(signals.mail_failed, names=[each.name for each in news], error=error, exception=error)
 
 
 def _heading(news: News) -> str:

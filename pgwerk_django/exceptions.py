@@ -3,7 +3,8 @@
 import datetime as dt
 import reprlib
 import traceback
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
@@ -59,10 +60,24 @@ def traceback_of(error: BaseException) -> str:
         return _short_traceback_of(error)
 
 
+def exc_info_of(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return `exc_info` for a record of `logging`; in place of an exception that no handler could show, one that it can. Never raises."""
+    stack = _stack_of(error)
+    try:
+        traceback.format_exception(error)
+    except BaseException:  # noqa: BLE001
+        error = PgwerkError(named(error))
+    return type(error), error, stack
+
+
+def _stack_of(error: BaseException) -> TracebackType | None:
+    # By the getter of BaseException: the class may have a property of this name.
+    return cast("TracebackType | None", BaseException.__dict__["__traceback__"].__get__(error))
+
+
 def _short_traceback_of(error: BaseException) -> str:
     try:
-        # The getter of BaseException: the class may have a property of this name.
-        stack = traceback.format_tb(BaseException.__dict__["__traceback__"].__get__(error))
+        stack = traceback.format_tb(_stack_of(error))
     except BaseException:  # noqa: BLE001
         stack = []
     return "".join(["Traceback (most recent call last):\n", *stack, f"{class_path(error)}: {text_of(error)}\n"])

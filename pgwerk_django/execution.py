@@ -27,6 +27,7 @@ from pgwerk_django.exceptions import (
     JobCancelled,
     TransactionLeftOpen,
     class_path,
+    exc_info_of,
     is_ours,
     named,
     shown,
@@ -238,12 +239,12 @@ def log_failure(job: Any, outcome: Outcome, error: BaseException) -> None:
         if outcome.unknown or outcome.status == Status.CANCELLED or isinstance(stopping, JobCancelled):
             return
         if stopping is not None:  # the exception by which it was stopped says nothing; where it was does
-            error = stopping.with_traceback(BaseException.__dict__["__traceback__"].__get__(error))
+            error = stopping.with_traceback(exc_info_of(error)[2])
         logger.log(
             logging.WARNING if outcome.status == Status.READY else logging.ERROR,
             "job %s failed: %s, attempt %s of %s",
             job.key, job.function, job.attempt, job.max_attempts,
-            exc_info=error,
+            exc_info=exc_info_of(error),
             extra={"job_id": str(job.pk), "job_key": job.key, "job_function": job.function, "job_attempt": job.attempt},
         )  # fmt: skip
     except BaseException:  # noqa: BLE001, S110  # a handler of others, or a stream that a job closed

@@ -373,7 +373,14 @@ class Sender:
             self._told = (summary, Every(TELL_AGAIN))
         if self._told[1]():
             keys = [job.key for job in jobs]
-            self._tell(signals.handover_failed, target=self.name, jobs=keys, error=summary, retry_in=round(delay, 1))
+            self._tell(
+                signals.handover_failed,
+                target=self.name,
+                jobs=keys,
+                error=summary,
+                retry_in=round(delay, 1),
+                exception=error,
+            )
 
 
 def _ids_from(send_all: SendAll, jobs: Sequence[Job]) -> list[str]:
@@ -435,7 +442,9 @@ class HandOver:
         if not _is_known(target):
             if self._time_to_tell():
                 why = "a target that this version does not know"
-                self._teller.send(signals.handover_failed, target=target, jobs=[], error=why, retry_in=None)
+                self._teller.send(
+                    signals.handover_failed, target=target, jobs=[], error=why, retry_in=None, exception=None
+                )
             return
         own = [sender for sender in self._senders if sender.name == target]
         free = [sender for sender in own if not sender.is_stuck()]

@@ -16,14 +16,14 @@ from typing import Any
 from django.db import close_old_connections, connections, transaction
 from django.dispatch import Signal
 
-from pgwerk_django.exceptions import text_of
+from pgwerk_django.exceptions import exc_info_of, text_of
 from pgwerk_django.sqlstates import described
 
 logger = logging.getLogger("pgwerk_django")
 
 synced = Signal()  # inserted, updated, reconciled: lists of schedule names
 ticked = Signal()  # schedules, jobs, skipped, misfired (some of those): counts of one pass; milliseconds; late: the longest due, in seconds
-schedule_set_aside = Signal()  # name, error
+schedule_set_aside = Signal()  # name, error, exception: what was raised
 schedule_left_alone = Signal()  # name, why: a row of newer code, left to others; or one that is tried again later
 tick_cut_short = Signal()  # schedules: how many it took, error: a time limit, batch_size: how many the next one takes
 due_time_repeated = Signal()  # key: this due time was recorded before and does not run again
@@ -37,7 +37,7 @@ schedule_late = Signal()  # name, seconds: since it was due, why: no scheduler t
 schedule_failing = Signal()  # name, key: of the job (empty when it was set aside), error: in one line
 schedule_missed = Signal()  # name, key, why: of the job that stands for due times that did not run
 schedule_recovered = Signal()  # name, was: "late" or "failing", seconds: for how long
-mail_failed = Signal()  # names: of the schedules it was to tell of, error
+mail_failed = Signal()  # names: of the schedules it was to tell of, error, exception: what was raised
 # names, on_unregistered, seconds: until that is done unless a process declares them, hint
 schedules_undeclared = Signal()
 schedules_orphaned = Signal()  # names, on_unregistered: code declares them no longer
@@ -56,7 +56,7 @@ jobs_unsettled = (
     Signal()
 )  # jobs: keys of what a stopping worker could neither finish nor hand back; their leases run out
 jobs_forwarded = Signal()  # target, jobs: keys of what was handed over to it
-handover_failed = Signal()  # target, jobs: keys that wait, error: in one line, retry_in: seconds; told once a minute
+handover_failed = Signal()  # target, jobs: keys that wait, error: in one line, retry_in: seconds; exception: what was raised, or None; told once a minute
 jobs_not_started = Signal()  # jobs: keys of what did not start in time, and is skipped
 # function, jobs: keys of what is left to workers that know it, error: in one line; told once a minute
 jobs_unknown = Signal()
@@ -211,8 +211,9 @@ def log_line(signal: Signal, **event: Any) -> None:
     name, level = _LEVELS[signal]
     if logger.isEnabledFor(level):
         event.pop("sender", None)
+        raised = event.pop("exception", None)  # its traceback follows the line, which is what error trackers read
         words = (f"{key}={_text(value)}" for key, value in event.items() if not _is_empty(value))
-        logger.log(level, "%s", " ".join([name, *words]))
+        logger.log(level, "%s", " ".join([name, *words]), exc_info=None if raised is None else exc_info_of(raised))
 
 
 for _signal in _LEVELS:

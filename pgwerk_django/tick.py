@@ -43,6 +43,7 @@ class Plan:
     fire: Sequence[dt.datetime] = ()
     dropped: policies.Span | None = None
     error: str = ""
+    exception: Exception | None = None  # behind it
 
     @property
     def oldest(self) -> dt.datetime | None:
@@ -161,7 +162,13 @@ def _tick(
         outcome = record(plans, now=now, using=using)
         for failed in plans:
             if failed.error:
-                signals.send(signals.schedule_set_aside, using=using, name=failed.name, error=failed.error)
+                signals.send(
+                    signals.schedule_set_aside,
+                    using=using,
+                    name=failed.name,
+                    error=failed.error,
+                    exception=failed.exception,
+                )
         signals.send(
             signals.ticked,
             using=using,
@@ -228,7 +235,7 @@ def plan(row: Any, *, now: dt.datetime, cap: int) -> Plan:
         try:
             _plan_recurrence(planned, row, now, cap)
         except Exception as error:  # noqa: BLE001  # whatever a row holds, it must not delay the others
-            planned.error = _message(error)
+            planned.error, planned.exception = _message(error), error
     return planned
 
 
@@ -457,5 +464,5 @@ def _set_aside(planned: Plan, error: DatabaseError, *, using: str) -> Outcome:
         # Not even that can be written: the row stays as it is, and the rest of the tick stands.
         signals.send(signals.schedule_left_alone, using=using, name=planned.name, why=_message(refused))
         return Outcome(left=(planned.pk,))
-    planned.error = message
+    planned.error, planned.exception = message, error
     return Outcome()

@@ -1,17 +1,20 @@
 """Exceptions of others, whatever their classes do: each is shown, and stored, somehow."""
 
+import traceback
 from typing import Any
 
 import pytest
 
-from pgwerk_django.exceptions import FunctionNotFound, class_path, named, summary_of, text_of, traceback_of
+from pgwerk_django.exceptions import FunctionNotFound, class_path, exc_info_of, named, summary_of, text_of, traceback_of
 from pgwerk_django.execution import Outcome
 from pgwerk_django.jobs import enqueue
-from pgwerk_django.models import Job
+from pgwerk_django.models import Job, Schedule
 from pgwerk_django.targets.base import found_at
 from pgwerk_django.text import storable
+from pgwerk_django.tick import tick
 from tests import functions, hostile_errors
 from tests.hostile_errors import HOSTILE
+from tests.time_travel import make_due
 
 
 def _raised(name: str) -> BaseException:
@@ -28,6 +31,7 @@ def test_any_exception_has_a_text_a_summary_a_path_and_a_traceback(name: str) ->
     for show in (text_of, named, summary_of, class_path, traceback_of):
         assert type(show(error)) is str
     assert "\n" not in summary_of(error)
+    assert traceback.format_exception(*exc_info_of(error))
     assert len(traceback_of(error)) > 10
 
 
@@ -98,4 +102,17 @@ def test_a_hostile_exception_of_a_target_is_written_and_told(name: str, caplog: 
     job.refresh_from_db()
     assert job.error
     assert job.exception.startswith(("tests.hostile_errors.", "builtins."))
-    assert "handover_failed" in caplog.text
+    (record,) = [each for each in caplog.records if "handover_failed" in each.getMessage()]
+    assert record.exc_info is not None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_schedule_that_cannot_be_planned_leaves_a_record_with_the_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    make_due(
+        Schedule.objects.create(name="odd", function="tests.functions.noop", cron="* * * * *", timezone="No/Where")
+    )
+    tick(using="default", batch_size=1)
+    (record,) = [each for each in caplog.records if "schedule_set_aside" in each.getMessage()]
+    assert record.levelname == "ERROR"
+    assert record.exc_info
+    assert record.exc_info[0] is ValueError
