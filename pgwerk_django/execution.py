@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import os
-import random
 import sys
 import time
 import traceback
@@ -36,15 +35,15 @@ from pgwerk_django.exceptions import (
     traceback_of,
 )
 from pgwerk_django.models import Job, Status
+from pgwerk_django.policies import backoff_delay
 from pgwerk_django.targets.base import found_at
 from pgwerk_django.targets.django_tasks import is_task
 from pgwerk_django.targets.results import TaskRun, enqueued
 from pgwerk_django.targets.worker import function_of
-from pgwerk_django.text import storable
+from pgwerk_django.text import LONGEST_ERROR, storable, storable_end
 
 logger = logging.getLogger("pgwerk_django.job")
 
-LONGEST_ERROR = 50_000
 LONGEST_SUMMARY = 1000
 LONGEST_STACK = 5000
 FIRST_BACKOFF = 10  # seconds before the second attempt, where the schedule says nothing else
@@ -61,8 +60,7 @@ def backoff_before(attempt: int, backoff: Any) -> float:
         backoff = backoff[min(attempt, len(backoff)) - 1]
     if isinstance(backoff, int | float) and not isinstance(backoff, bool) and 0 <= backoff <= registry.LARGEST_INTEGER:
         return backoff
-    ceiling: int = min(FIRST_BACKOFF * 2 ** min(attempt - 1, 20), LONGEST_BACKOFF)
-    return ceiling * random.uniform(0.5, 1)  # noqa: S311  # spreads retries, guards nothing
+    return backoff_delay(attempt - 1, first=FIRST_BACKOFF, longest=LONGEST_BACKOFF)
 
 
 @dataclasses.dataclass(slots=True)
@@ -101,7 +99,7 @@ class Outcome:
     def failure(cls, job: Job, error: BaseException) -> "Outcome":
         # What we raise says all there is to say; of what the job raised, the place matters too.
         text = text_of(error) if is_ours(error) else traceback_of(error)
-        text = storable(text[-LONGEST_ERROR:])[-LONGEST_ERROR:]
+        text = storable_end(text, LONGEST_ERROR)
         summary = storable(summary_of(error), LONGEST_SUMMARY)
         failed = functools.partial(cls, error=text, summary=summary, exception=storable(class_path(error)))
         if issubclass(type(error), JobCancelled):

@@ -9,7 +9,6 @@ other jobs of its own.
 """
 
 import contextlib
-import random
 import threading
 import time
 import uuid
@@ -26,6 +25,7 @@ from pgwerk_django.guarded import LOCK_TIMEOUT, PASSING, survive
 from pgwerk_django.loop import Every, Lost, guarded
 from pgwerk_django.models import Job, atomic
 from pgwerk_django.outbox import Marked, Outbox
+from pgwerk_django.policies import backoff_delay
 from pgwerk_django.sqlstates import Refusal, refusal_of
 from pgwerk_django.targets import ForeignTarget
 from pgwerk_django.text import storable
@@ -45,8 +45,7 @@ TELL_AGAIN = 60.0  # seconds until the same failure is told once more
 
 def retry_delay(attempt: int) -> float:
     """Seconds from a job's failure number `attempt` (from 0) to the next try, spread so that not all come at once."""
-    ceiling: float = min(FIRST_RETRY * 2 ** min(attempt, 20), LONGEST_RETRY)
-    return ceiling * random.uniform(0.5, 1)  # noqa: S311  # it guards nothing
+    return backoff_delay(attempt, first=FIRST_RETRY, longest=LONGEST_RETRY)
 
 
 class _ClaimLost(Exception):

@@ -12,11 +12,11 @@ from django.db import DatabaseError, transaction
 
 from pgwerk_django import conf
 from pgwerk_django.arrays import array
-from pgwerk_django.exceptions import class_path, traceback_of
+from pgwerk_django.exceptions import class_path, text_of, traceback_of
 from pgwerk_django.guarded import PASSING, Statements, impatient, survive
 from pgwerk_django.models import SILENT_AFTER, TARGETS, Job, Status
 from pgwerk_django.sqlstates import Refusal, refusal_of
-from pgwerk_django.text import storable
+from pgwerk_django.text import LONGEST_ERROR, storable, storable_end
 
 LONGEST_ID = 255
 
@@ -179,7 +179,7 @@ class Outbox:
         return self._write(_NOTE_SENT, [job for job, _ in sent], columns, statements=self._of_ended)
 
     def put_back(self, jobs: Sequence[Job], error: BaseException, delays: Sequence[float]) -> Marked:
-        text = storable(traceback_of(error))
+        text = storable_end(traceback_of(error), LONGEST_ERROR)
         columns: dict[str, Sequence[object]] = {
             "errors": [text for _ in jobs],
             "exceptions": [storable(class_path(error)) for _ in jobs],
@@ -233,4 +233,4 @@ class Outbox:
 
 
 def _external_ids(sent: Sequence[tuple[Job, str]]) -> list[str]:
-    return [storable(external_id, LONGEST_ID) for _, external_id in sent]
+    return [storable(text_of(external_id), LONGEST_ID) for _, external_id in sent]

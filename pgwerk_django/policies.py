@@ -1,6 +1,7 @@
 """Which due times fire and which are skipped: misfire ("the scheduler was down") and overlap ("the last job is not done")."""
 
 import datetime as dt
+import random
 from typing import NamedTuple
 
 from django.db.models import TextChoices
@@ -73,6 +74,12 @@ def due_times(
         first = following
     fire, following = _up_to(recurrence, first=first, now=now, cap=cap)
     return DueTimes(fire, dropped, following)
+
+
+def backoff_delay(failures: int, *, first: float, longest: float) -> float:
+    """Seconds to wait after so many earlier failures: `first`, doubling up to `longest`, of which half to all at random."""
+    ceiling: float = min(first * 2 ** min(failures, 20), longest)
+    return ceiling * random.uniform(0.5, 1)  # noqa: S311  # not all retries at once; it guards nothing
 
 
 def _latest(recurrence: Recurrence, *, first: dt.datetime, now: dt.datetime) -> DueTimes:

@@ -7,6 +7,7 @@ from pgwerk_django.exceptions import shown
 
 LONGEST_NAME = 200
 DEEPEST_JSON = 100  # levels
+LONGEST_ERROR = 50_000  # characters of an error on a job's row
 # Control characters, what ends a line or turns it around (one name could be read as another), and halves of surrogate
 # pairs, which have no UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -17,6 +18,11 @@ def storable(text: str, limit: int | None = None) -> str:
     """Return text as PostgreSQL can store it: NUL becomes `\\0`, half a surrogate pair `?`; the first `limit` characters. Never raises."""
     text = str.__str__(text)[:limit]
     return text.replace("\0", "\\0").encode("utf-8", "replace").decode()[:limit]
+
+
+def storable_end(text: str, limit: int) -> str:
+    """Return the last `limit` characters as `storable` does: the end of a traceback says what happened. Never raises."""
+    return storable(str.__str__(text)[-limit:])[-limit:]
 
 
 def text(value: object, option: str, *, longest: int) -> str:

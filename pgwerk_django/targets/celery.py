@@ -10,11 +10,11 @@ from typing import Any
 from django.db.models.functions import Now
 
 from pgwerk_django import conf
-from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable, class_path, summary_of, text_of
+from pgwerk_django.exceptions import FunctionNotFound, TargetUnavailable, class_path, shown, summary_of, text_of
 from pgwerk_django.models import Job, Status, expiry
 from pgwerk_django.registry import json_value
 from pgwerk_django.targets.base import ForeignTarget, found_at
-from pgwerk_django.text import storable
+from pgwerk_django.text import LONGEST_ERROR, storable, storable_end
 
 DEFAULT_QUEUE = "default"  # leaves it to Celery's own routes
 LONGEST_ID = 255  # bytes, in AMQP
@@ -43,9 +43,18 @@ def crontab(**fields: str) -> Any:
     schedules = _package().schedules
     try:
         return schedules.crontab(**fields)
-    except schedules.ParseException as error:
-        shown = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-        raise ValueError(f"Celery cannot read its crontab ({shown}): {text_of(error)}") from error
+    except (schedules.ParseException, ValueError, TypeError) as error:
+        name = next((name for name, value in fields.items() if not _can_read(name, value)), "")
+        given = ", ".join(f"{each}={fields[each]!r}" for each in ([name] if name else fields))
+        raise ValueError(f"Celery cannot read its crontab ({given}): {text_of(error)}") from error
+
+
+def _can_read(field: str, value: object) -> bool:
+    try:
+        _package().schedules.crontab(**{field: value})
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 class CeleryTarget(ForeignTarget):
@@ -114,21 +123,31 @@ def listen_for_results() -> None:
 
 
 def _started(task_id: str, task: Any, **event: Any) -> None:
-    _open(task_id).update(started_at=Now(), finished_at=None, worker_name=str(task.request.hostname or "")[:300])
+    _open(task_id).update(
+        started_at=Now(), finished_at=None, worker_name=storable(str(task.request.hostname or ""), 300)
+    )
 
 
 def _succeeded(sender: Any, result: Any, **event: Any) -> None:
     try:
         value = json_value(result, "the task's result")
     except (TypeError, ValueError):  # any serializer of Celery's may carry what JSON does not
-        value = repr(result)[:LONGEST_REPR]
+        value = _shown(result)
     _end(sender.request.id, Status.SUCCESSFUL, result=value)
 
 
 def _failed(task_id: str, exception: BaseException, einfo: Any, **event: Any) -> None:
     # `einfo` holds the traceback as text; its `__str__` gives that.
     error = text_of(einfo) if einfo else summary_of(exception)
-    _end(task_id, Status.FAILED, error=storable(error), exception=storable(class_path(exception)))
+    error = storable_end(error, LONGEST_ERROR)
+    _end(task_id, Status.FAILED, error=error, exception=storable(class_path(exception)))
+
+
+def _shown(result: object) -> str:
+    try:
+        return storable(repr(result), LONGEST_REPR)
+    except Exception:  # noqa: BLE001  # any class has a `__repr__` of its own
+        return storable(shown(result))
 
 
 def _revoked(request: Any, expired: bool = False, **event: Any) -> None:

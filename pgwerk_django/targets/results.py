@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pgwerk_django.exceptions import FunctionNotFound, JobCancelled, JobSkipped, PgwerkError, shown
+from pgwerk_django.exceptions import FunctionNotFound, JobCancelled, JobSkipped, PgwerkError, class_path, shown
 from pgwerk_django.framework import framework
 from pgwerk_django.models import Job, Status
 from pgwerk_django.targets.base import found_at
@@ -114,15 +114,11 @@ def _errors(job: Job) -> Iterator[Any]:
     if job.error and job.status not in (Status.READY, Status.RUNNING):  # there it is an earlier one's still
         yield _error(job.exception, job.error)
     elif job.status in _NEVER_RAN:
-        yield _error(_path(_NEVER_RAN[job.status]), job.reason or job.status.lower())
+        yield _error(class_path(_NEVER_RAN[job.status]), job.reason or job.status.lower())
 
 
 def _error(exception: str, text: str) -> Any:
-    return framework("base").TaskError(exception_class_path=exception or _path(PgwerkError), traceback=text)
-
-
-def _path(error: type[BaseException]) -> str:
-    return f"{error.__module__}.{error.__qualname__}"
+    return framework("base").TaskError(exception_class_path=exception or class_path(PgwerkError), traceback=text)
 
 
 def _worker_ids(job: Job) -> Iterator[str]:
