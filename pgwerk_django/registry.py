@@ -138,7 +138,29 @@ def json_value(value: object, option: str, *, default: Callable[[object], object
     read = json.loads(text)
     if is_deep(read):
         raise ValueError(f"{option} must be nested at most {DEEPEST_JSON} deep, got {shown(value)}")
+    _check_keys(value, option)
     return read
+
+
+def _check_keys(value: object, option: str) -> None:
+    """Refuse keys that JSON would turn into text: the function would get others, and of two that become one a value is lost.
+
+    `value` is known to be JSON: it has an end, and is not deep.
+    """
+    level = [value]
+    while level:
+        inner: list[object] = []
+        for each in level:
+            if isinstance(each, Mapping):
+                for key in each:
+                    if not isinstance(key, str):
+                        raise TypeError(
+                            f"{option} must have text as keys of its dictionaries, got the key {shown(key)} in {shown(each)}"
+                        )
+                inner += each.values()
+            elif isinstance(each, Sequence) and not isinstance(each, str | bytes):
+                inner += each
+        level = [each for each in inner if isinstance(each, Mapping | Sequence) and not isinstance(each, str | bytes)]
 
 
 def json_args(value: object, option: str) -> list[Any]:

@@ -1,16 +1,21 @@
 """Declaring: what `@schedule` takes, and what it refuses at once, naming the option and the value."""
 
 import datetime as dt
+import enum
 import functools
 import math
 import subprocess
 import sys
+from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from pgwerk_django import Misfire, Overlap, schedule
+from pgwerk_django import registry as declared
+from pgwerk_django.execution import Outcome
+from pgwerk_django.jobs import enqueue, enqueue_many
 from pgwerk_django.registry import OPTIONS, Definition, Options, define, read_options, registry
 from tests import functions
 
@@ -244,3 +249,58 @@ def test_importing_the_front_door_loads_no_model_and_needs_no_settings() -> None
         "from django.conf import settings; assert not settings.configured"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+KEYS: dict[str, Any] = {
+    "int": {1: "a"},
+    "two that become one": {1: "a", "1": "b"},
+    "True": {True: 1},
+    "None": {None: 1},
+    "float": {2.5: 1},
+    "date": {dt.date(2026, 2, 28): 1},
+    "tuple": {(1, 2): 1},
+    "bytes": {b"a": 1},
+    "in a list": [{"a": [{3: 1}]}],
+    "in a tuple": ({"a": ({3: 1},)},),
+    "deep": {"a": {"b": {"c": {4: {}}}}},
+}
+
+
+@pytest.mark.parametrize("value", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize(
+    ("option", "hand_in"),
+    [
+        ("args", lambda value: declared.json_args([value], "args")),
+        ("kwargs", lambda value: declared.json_dict({"a": value}, "kwargs")),
+        ("_meta", lambda value: read_options({"_meta": {"a": value}})),
+        ("args", lambda value: declared.json_value([value], "args", default=declared.plain)),  # of a Django Task
+        ("args", lambda value: define(functions.remember, {"interval": 60, "args": [value]})),
+        ("args", lambda value: enqueue(functions.remember, value)),
+        ("_meta", lambda value: enqueue(functions.remember, _meta={"a": value})),
+        ("args", lambda value: enqueue_many(functions.remember, [[value]])),
+    ],
+)
+def test_keys_that_are_no_text_are_refused_at_any_depth(option: str, hand_in: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{option} must (have text as keys|be JSON)"):
+        hand_in(value)
+
+
+def test_a_refused_key_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^kwargs must have text as keys .*, got the key 7 in \{7: 'a'\}$"):
+        declared.json_dict({"a": [{7: "a"}]}, "kwargs")
+
+
+def test_other_mappings_and_keys_that_are_text_pass() -> None:
+    class Colour(enum.StrEnum):
+        RED = "red"
+
+    assert declared.json_args([{Colour.RED: (1,)}, {}], "args") == [{"red": [1]}, {}]
+    assert declared.json_value(MappingProxyType({"a": range(2)}), "args", default=declared.plain) == {"a": [0, 1]}
+    with pytest.raises(TypeError, match="the key 1"):
+        declared.json_value(MappingProxyType({"a": MappingProxyType({1: 2})}), "args", default=declared.plain)
+
+
+def test_a_result_with_such_keys_fails_its_job_with_their_name() -> None:
+    outcome = Outcome.success({"a": {1: 2}})
+    assert (outcome.status, outcome.exception) == ("FAILED", "builtins.TypeError")
+    assert "the job's result must have text as keys" in outcome.error
