@@ -248,6 +248,28 @@ PeriodicTask.objects.filter(pk=made.pk).update(interval=None)
     assert not said
 
 
+def test_a_field_that_celery_cannot_read_is_named(beat: Any, run: Run) -> None:
+    beat("""
+import datetime as dt
+task('dow 7', crontab=at(day_of_week='7'))
+task('hour', crontab=at(minute='5', hour='25'))
+task('month', crontab=at(month_of_year='foo'))
+task('good', crontab=at(day_of_week='0'))
+""")
+    code, *lines = run()
+    assert (code, lines[1]) == ("exit 1", "inserted good")
+    for line, why in zip(
+        [lines[0], *lines[2:]],
+        [
+            "dow 7: Celery cannot read its crontab (day_of_week='7'): ",
+            "hour: Celery cannot read its crontab (hour='25'): ",
+            "month: Celery cannot read its crontab (month_of_year='foo'): ",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(f"could not import {why}"), line
+
+
 def test_who_runs_it_is_what_stands_at_its_name(beat: Any, run: Run) -> None:
     beat(
         """
@@ -526,6 +548,9 @@ def test_the_settings(settings: Any, run: Run, capsys: pytest.CaptureFixture[str
         "fraction": {**task, "schedule": dt.timedelta(seconds=1, milliseconds=1)},
         "sun": {**task, "schedule": sun},
         "link": {**task, "schedule": 30, "options": {"link": "x"}},
+        "limit": {**task, "schedule": 30, "options": {"time_limit": 60.0, "soft_time_limit": None}},
+        "soft": {**task, "schedule": 30, "options": {"time_limit": 60, "soft_time_limit": 50}},
+        "part": {**task, "schedule": 30, "options": {"time_limit": 0.5}},
         "days": {**task, "schedule": dt.timedelta(days=2), "relative": True},
         "relative seconds": {**task, "schedule": schedule(30, relative=True)},
         "text": {**task, "schedule": "often"},
@@ -543,6 +568,9 @@ def test_the_settings(settings: Any, run: Run, capsys: pytest.CaptureFixture[str
             "fraction: interval must be a whole number",
             "sun: it follows the sun (sunrise)",
             "link: its option 'link' cannot be carried over",
+            "",
+            "soft: its option 'soft_time_limit' cannot be carried over: set it on the task, beside its time_limit",
+            "part: time_limit must be a whole number",
             "days: it is relative to the days of Asia/Tokyo",
             "",
             "text: its schedule must be seconds, a timedelta or a crontab, got 'often'",
@@ -557,6 +585,7 @@ def test_the_settings(settings: Any, run: Run, capsys: pytest.CaptureFixture[str
     assert row("seconds").next_run_at == row("seconds").created_at + 30 * SECOND
     found = row("timedelta")
     assert (found.interval, found.queue, found.priority, found.start_within) == (3600, "q", 3, 60)
+    assert row("limit").timeout == 60
     assert (row("cron").cron, row("cron").timezone) == ("0 0-4,22,23 * * *", "Asia/Tokyo")
     assert row("until").ends_at == dt.datetime(2099, 1, 1, tzinfo=dt.UTC)
     found = row("relative").next_run_at
@@ -825,6 +854,75 @@ def test_a_crontab(tmp_path: Path, run: Run) -> None:
     assert row("manage.py migrate --check").cron == "@daily"
     found = row("manage.py check --tag 'two words' --fail-level=%s")
     assert (found.timezone, found.args) == ("America/New_York", ["check", "--tag", "two words", "--fail-level=%s"])
+
+
+WRAPPED = """
+0 1 * * * DJANGO_SETTINGS_MODULE=tests.settings python manage.py check --tag a
+0 1 * * * env DJANGO_SETTINGS_MODULE=tests.settings python manage.py check --tag b --settings=tests.settings
+0 1 * * * python manage.py check --tag c --settings tests.settings
+0 1 * * * python manage.py --settings=tests.settings check --tag d
+0 1 * * * cd /srv && poetry run python manage.py check --tag e
+0 1 * * * uv run manage.py check --tag f
+0 1 * * * nice -n 19 ionice -c3 python manage.py check --tag g
+0 1 * * * /usr/bin/flock -n /tmp/lock python manage.py check --tag h
+0 1 * * * flock -xn /tmp/lock -c 'nice python manage.py check --tag i'
+0 1 * * * www-data cd /srv/app && venv/bin/python manage.py check
+0 1 * * * root /srv/venv/bin/python /srv/manage.py check
+0 1 * * * root DJANGO_SETTINGS_MODULE=tests.settings python manage.py check
+0 1 * * * DJANGO_SETTINGS_MODULE=other.settings python manage.py check
+0 1 * * * python manage.py check --settings other.settings
+0 1 * * * sudo -u app python manage.py check
+0 1 * * * timeout 60 python manage.py check
+0 1 * * * flock /tmp/lock python manage.py check
+0 1 * * * flock -n /tmp/lock -c 'cd /srv && python manage.py check'
+0 1 * * * poetry -C /srv run python manage.py check
+0 1 * * * PASSWORD=hunter2 nice python manage.py check
+"""
+
+
+def test_a_crontab_with_wrappers(tmp_path: Path, run: Run, settings: Any) -> None:
+    (tmp_path / "crontab").write_text(WRAPPED.strip())
+    code, *lines = run(str(tmp_path / "crontab"))
+    assert code == "exit 1"
+    assert [line for line in lines if line.startswith("note: line")] == [
+        "note: line 7: nice -n 19, ionice -c3 is dropped: a job has the priority of its worker",
+        "note: line 8: flock '/tmp/lock' becomes _overlap=SKIP, which keeps apart the runs of this line only",
+        "note: line 9: nice is dropped: a job has the priority of its worker",
+        "note: line 9: flock '/tmp/lock' becomes _overlap=SKIP, which keeps apart the runs of this line only",
+    ]
+    assert [line for line in lines if line.startswith("inserted")] == [
+        f"inserted manage.py check --tag {tag}" for tag in "abcdefghi"
+    ]
+    refused = [line for line in lines if line.startswith("could not import")]
+    for line, why in zip(
+        refused,
+        [
+            "line 10: it runs www-data first, which may be the user column of a system crontab (/etc/cron.d): take that",
+            "line 11: it runs root first, which may be the user column",
+            "line 12: it runs root first, which may be the user column",
+            "line 13: it sets DJANGO_SETTINGS_MODULE to another module than here",
+            "line 14: it gives --settings: a job runs with the settings of its worker",
+            "line 15: it runs sudo first: a job runs as the user of its worker",
+            "line 16: it runs timeout first: declare the schedule in code, with _timeout",
+            "line 17: it waits for a lock (flock): declare the schedule in code, with the _overlap that it needs",
+            "line 18: it runs flock -c with a command that needs a shell",
+            "line 19: it runs a program (poetry)",
+            "line 20: it runs a program (PASSWORD=…)",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(f"could not import {why}"), line
+    overlaps = dict(Schedule.objects.values_list("name", "overlap"))
+    assert overlaps["manage.py check --tag h"] == overlaps["manage.py check --tag i"] == Overlap.SKIP
+    assert overlaps["manage.py check --tag g"] == Overlap.BUFFER_ONE
+
+
+def test_long_commands_never_share_a_name(tmp_path: Path, run: Run) -> None:
+    for tag in ("a", "b"):
+        (tmp_path / tag).write_text(f"0 1 * * * manage.py check --tag {'x' * 200}{tag}\n")
+        assert run(str(tmp_path / tag))[-1].startswith("inserted")
+        assert run(str(tmp_path / tag))[-1].startswith("unchanged")
+    assert Schedule.objects.count() == 2
 
 
 def test_a_crontab_from_stdin_with_a_zone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pgwerk_django.recurrence import seconds
 from pgwerk_django.targets.celery import crontab, current_app
 
 _KEYS = {"task", "schedule", "args", "kwargs", "options", "relative"}
-_OPTIONS = {"queue", "priority", "expires", "expire_seconds"}
+_OPTIONS = {"queue", "priority", "expires", "expire_seconds", "time_limit"}
 
 
 # Those whose entries are in the settings, in the Celery app or in the tables.
@@ -99,15 +99,21 @@ def _entry(name: str, given: Any, now: dt.datetime) -> Entry:
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ValueError(f"its options must be a dict, got {shown(given)}")
+    if given.get("soft_time_limit") is not None:
+        raise ValueError(
+            "its option 'soft_time_limit' cannot be carried over: set it on the task, beside its time_limit"
+        )
+    given = {option: value for option, value in given.items() if option != "soft_time_limit"}
     if unknown := sorted(map(str, given.keys() - _OPTIONS)):
         raise ValueError(f"its option {unknown[0]!r} cannot be carried over: only {', '.join(sorted(_OPTIONS))} can")
     expires = given.get("expires", given.get("expire_seconds"))
-    until = {"ends_at": expires} if isinstance(expires, dt.datetime) else {"start_within": _expiry(expires)}
-    return {"queue": given.get("queue"), "priority": given.get("priority"), **until}
+    until = {"ends_at": expires} if isinstance(expires, dt.datetime) else {"start_within": _seconds(expires, "expires")}
+    limit = _seconds(given.get("time_limit"), "time_limit")
+    return {"queue": given.get("queue"), "priority": given.get("priority"), "timeout": limit, **until}
 
 
-def _expiry(value: object) -> int | None:
-    return None if value is None else seconds(value, "expires", minimum=1)
+def _seconds(value: object, option: str) -> int | None:
+    return None if value is None else seconds(value, option, minimum=1)
 
 
 def _rule(schedule: Any, relative: bool, now: dt.datetime) -> tuple[dict[str, Any], dt.datetime | None]:

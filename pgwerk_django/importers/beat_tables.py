@@ -102,7 +102,10 @@ def _crontab(rule: Mapping[str, Any]) -> dict[str, Any]:
 def _interval(rule: Mapping[str, Any]) -> dict[str, Any]:
     if rule["period"] not in ("days", "hours", "minutes", "seconds", "microseconds"):
         raise ValueError(f"its period must be days, hours, minutes, seconds or microseconds, got {rule['period']!r}")
-    return {"interval": dt.timedelta(**{rule["period"]: rule["every"]})}
+    try:
+        return {"interval": dt.timedelta(**{rule["period"]: rule["every"]})}
+    except (TypeError, OverflowError):
+        raise ValueError(f"its every must be a number of {rule['period']}, got {shown(rule['every'])}") from None
 
 
 def _solar(rule: Mapping[str, Any]) -> NoReturn:
@@ -143,7 +146,11 @@ def _paused(row: Mapping[str, Any], now: dt.datetime) -> dict[str, Any]:
 
 def _instant(value: Any, option: str) -> dt.datetime | None:
     # SQLite has text, and MySQL instants without a zone, which are UTC in both.
-    return declared.instant(parse_datetime(value) if isinstance(value, str) else value, option)
+    try:
+        read = parse_datetime(value) if isinstance(value, str) else value
+    except ValueError:  # it looks like one, and there is no such day
+        read = value
+    return declared.instant(read if read is not None else value, option)
 
 
 def _json(row: Mapping[str, Any], column: str, empty: Any) -> Any:

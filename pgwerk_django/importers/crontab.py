@@ -1,6 +1,7 @@
 """A crontab: its lines that run a management command become schedules, and the others are told why not."""
 
 import datetime as dt
+import hashlib
 import re
 import shlex
 from collections import Counter
@@ -14,6 +15,7 @@ from pgwerk_django.cron import zone
 from pgwerk_django.exceptions import SourceUnreadable, shown
 from pgwerk_django.importers.command_line import management_command
 from pgwerk_django.importers.entries import Entry, Found, Note, attempt, judged, planned, resolved
+from pgwerk_django.policies import Overlap
 from pgwerk_django.text import LONGEST_NAME
 
 HINT = "take these lines out of the crontab before you start runscheduler: while they are there, both run them"
@@ -48,14 +50,24 @@ def read(text: str, *, now: dt.datetime, timezone: str | None) -> Iterator[Found
 
 def _entry(line: str, number: int, timezone: str, names: Counter[str], now: dt.datetime) -> Entry:
     rule, command = _split(line)
-    words, redirections = management_command(_without_percent(command))
+    words, redirections, wrappers, guard = management_command(_without_percent(command))
     if words[0] not in get_commands():
         raise ValueError(f"this project has no management command {shown(words[0])}")
     options = {"cron": rule, "timezone": timezone, "args": words, "name": _name(words, names)}
+    if guard:
+        options["overlap"] = Overlap.SKIP.value
     definition = resolved(judged(FUNCTION, options))
-    dropped = ", ".join(redirections)
-    notes = (f"line {number}: {dropped} is dropped: what a job prints goes where its worker's goes",) if dropped else ()
-    return Entry(definition, planned(definition, now), notes=notes)
+    notes = []
+    if redirections:
+        dropped = ", ".join(redirections)
+        notes.append(f"line {number}: {dropped} is dropped: what a job prints goes where its worker's goes")
+    if wrappers:
+        notes.append(f"line {number}: {', '.join(wrappers)} is dropped: a job has the priority of its worker")
+    if guard:
+        notes.append(
+            f"line {number}: flock {shown(guard)} becomes _overlap=SKIP, which keeps apart the runs of this line only"
+        )
+    return Entry(definition, planned(definition, now), notes=tuple(notes))
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -77,6 +89,8 @@ def _without_percent(command: str) -> str:
 
 def _name(words: list[str], names: Counter[str]) -> str:
     """Of the same command twice the second is told apart by its number."""
-    name = f"manage.py {shlex.join(words)}"[: LONGEST_NAME - 10]
+    name = f"manage.py {shlex.join(words)}"
+    if len(name) > LONGEST_NAME - 10:  # two commands must not come to have one name
+        name = f"{name[: LONGEST_NAME - 23]}~{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:12]}"
     names[name] += 1
     return name if names[name] == 1 else f"{name} ({names[name]})"
