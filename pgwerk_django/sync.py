@@ -38,6 +38,8 @@ ORPHANED = "no longer declared in code"
 ADVISORY_LOCK = (0x7067776B, 1)
 REFRESH = dt.timedelta(minutes=1)
 MOST_DEADLOCKS = 5
+AT_A_TIME = 500  # rows that are compared
+_COMPARED = (*Schedule.DEFINITION, "origin", *UNPAUSED)
 GIVE_A_NAME = "the name was taken from the function: give each schedule a _name of its own to keep both"
 AT_ONCE = dt.timedelta()  # no grace: what code here does not declare is an orphan, whoever else may
 
@@ -75,17 +77,19 @@ def _names(definitions: Iterable[Definition]) -> list[str]:
 
 
 def _difference(definitions: Sequence[Definition], orphans: ScheduleQuerySet, using: str) -> Difference:
-    names = _names(definitions)
-    rows = _rows(Schedule.objects.using(using).filter(name__in=names))
-    return Difference(
-        inserted=[name for name in names if name not in rows],
-        updated={
-            definition.name: {column: (getattr(row, column), value) for column, value in changes.items()}
-            for definition in definitions
-            if (row := rows.get(definition.name)) and (changes := _changes(row, definition))
-        },
-        reconciled=_sorted(orphans),
-    )
+    found = Difference(reconciled=_sorted(orphans))
+    for start in range(0, len(definitions), AT_A_TIME):
+        some = definitions[start : start + AT_A_TIME]
+        rows = _rows(Schedule.objects.using(using).filter(name__in=_names(some)).only(*_COMPARED))
+        for definition in some:
+            row = rows.get(definition.name)
+            if row is None:
+                found.inserted.append(definition.name)
+            elif changes := _changes(row, definition):
+                found.updated[definition.name] = {
+                    column: (getattr(row, column), value) for column, value in changes.items()
+                }
+    return found
 
 
 def synchronise(

@@ -1,14 +1,23 @@
 """`manage.py schedules`, and options that are refused."""
 
 import gc
+import io
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.db.models.signals import post_init
 from django.test.utils import CaptureQueriesContext
 
+from pgwerk_django import sync
 from pgwerk_django.models import Job, Queue, Schedule, State, Status
+from pgwerk_django.registry import Registry, define
 from pgwerk_django.scheduler import Scheduler
 from tests.time_travel import HOUR, SECOND, make, make_due, now, reread
 
@@ -205,15 +214,18 @@ def test_a_user_without_a_name_may_pause(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_a_forgotten_migrate_is_one_clear_line() -> None:
+    tables = [model._meta.db_table for model in apps.get_app_config("pgwerk_django").get_models()]
     with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE _pgwerk_schedules RENAME TO away")
+        for table in tables:
+            cursor.execute(f"ALTER TABLE {table} RENAME TO away{table}")
     try:
         for command in (("syncschedules",), ("schedules", "list"), ("runscheduler", "--once")):
-            with pytest.raises(CommandError, match=r"run 'manage\.py migrate' first"):
+            with pytest.raises(CommandError, match=r"^the tables are missing: run 'manage\.py migrate' first$"):
                 call_command(*command)
     finally:
         with connection.cursor() as cursor:
-            cursor.execute("ALTER TABLE away RENAME TO _pgwerk_schedules")
+            for table in tables:
+                cursor.execute(f"ALTER TABLE away{table} RENAME TO {table}")
 
 
 def test_once_tries_again_what_was_set_aside_and_keeps_house() -> None:
@@ -243,3 +255,100 @@ def test_queues(capsys: pytest.CaptureFixture[str]) -> None:
     assert (row.pause_reason, bool(row.paused_by)) == ("they are down", True)
     with pytest.raises(CommandError, match="name must have 1 to 100 characters"):
         call_command("queues", "pause", "")
+
+
+# -- a table that is larger than what a command may hold in memory ---------------------------------------------------
+
+MANY, PAYLOAD = 5_000, 2_000  # rows, characters each
+FEW = 6 * 2**20  # bytes: less than the payloads alone
+
+
+@pytest.fixture
+def many() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO _pgwerk_schedules (name, function, interval, args, meta, next_run_at, origin)"
+            " SELECT 's' || n, 'tests.functions.remember', 3600, '[1]', jsonb_build_object('text', repeat('x', %s)),"
+            " now() + interval '1 hour', 'api' FROM generate_series(1, %s) AS n",
+            [PAYLOAD, MANY],
+        )
+
+
+@pytest.fixture
+def loaded() -> Iterator[list[str]]:
+    """Names of the schedules of which an instance is made."""
+    names: list[str] = []
+
+    def note(instance: Schedule, **event: Any) -> None:
+        names.append(instance.name)
+
+    post_init.connect(note, sender=Schedule)
+    yield names
+    post_init.disconnect(note, sender=Schedule)
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "trigger", "next", "export"])
+def test_a_verb_loads_the_schedules_it_names_and_no_other(many: None, loaded: list[str], verb: str) -> None:
+    call_command("schedules", verb, "s7", "s9", stdout=io.StringIO())
+    assert sorted(set(loaded)) == ["s7", "s9"]
+    assert len(loaded) <= 4
+
+
+def test_an_unknown_name_loads_nothing_and_changes_nothing(many: None, loaded: list[str]) -> None:
+    for name in ("nosuch", "a\0b", "\udce9"):
+        with pytest.raises(CommandError, match="there is no schedule named"):
+            call_command("schedules", "pause", "s7", name)
+    assert loaded == []
+    assert not Schedule.objects.filter(paused=True).exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("schedules", "list"), ("schedules", "export"), ("schedules", "next", "-n", "1"), ("queues", "list")]
+)
+def test_what_goes_through_all_schedules_holds_few_of_them(many: None, tmp_path: Path, words: tuple[str, ...]) -> None:
+    tracemalloc.start()
+    try:
+        with (tmp_path / "out").open("w") as out:
+            call_command(*words, stdout=out)
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < FEW
+    said = (tmp_path / "out").read_text()
+    if "export" in words:
+        assert [row["name"] for row in json.loads(said)["schedules"]] == sorted(f"s{n + 1}" for n in range(MANY))
+    else:
+        assert len(said.splitlines()) == (1 if "queues" in words else MANY)
+
+
+def test_an_import_reads_unchanged_rows_together_and_locks_none(many: None, tmp_path: Path) -> None:
+    source = tmp_path / "schedules.json"
+    with source.open("w") as out:
+        call_command("schedules", "export", *(f"s{n}" for n in range(1, 201)), stdout=out)
+    with CaptureQueriesContext(connection) as queries:
+        call_command("schedules", "import", str(source), stdout=io.StringIO())
+    assert len(queries) < 10
+    assert not any("FOR NO KEY UPDATE" in query["sql"] for query in queries)
+
+
+def test_an_export_of_nothing_is_read_back(capsys: pytest.CaptureFixture[str]) -> None:
+    (line, *_rest) = [run(capsys, "schedules", "export")]
+    assert json.loads("".join(line)) == {"format": "pgwerk_django", "version": 1, "schedules": []}
+
+
+def test_a_sync_compares_rows_some_at_a_time(many: None) -> None:
+    registry = Registry()
+    for number in range(1, MANY + 1):
+        options = {"interval": 3600, "_name": f"s{number}", "args": [1], "_meta": {"text": "x" * PAYLOAD}}
+        registry.add(define("tests.functions.remember", options))
+    Schedule.objects.filter(name="s5").update(args=[2])
+    Schedule.objects.filter(name="s6").delete()
+    Schedule.objects.update(origin="code", timezone="Europe/Paris")
+    tracemalloc.start()
+    try:
+        found = sync.difference(registry, on_unregistered="pause", using="default")
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found.inserted, list(found.updated), found.reconciled) == (["s6"], ["s5"], [])
+    assert peak < 2 * FEW

@@ -388,7 +388,7 @@ def test_what_is_accepted_comes_back_and_makes_jobs(text: str, zone: str) -> Non
         assert (row.error, Job.objects.get().due_at) == ("", due_at)
         assert row.next_run_at == made.next_run_at
         # And another table takes it as it is.
-        exported = json_file.dump([row])
+        exported = "".join(json_file.dump([row]))
         Schedule.objects.all().delete()
         assert not importers.import_text(exported, timezone=None, using="default", dry_run=False).refused
         again = Schedule.objects.get()

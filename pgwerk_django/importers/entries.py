@@ -1,7 +1,8 @@
 """What was found elsewhere, judged, and how it becomes rows: one transaction and one line of the report for each."""
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from pgwerk_django.models import Origin, Schedule, atomic, database_now
 from pgwerk_django.policies import default_overlap
 from pgwerk_django.registry import Definition
 
+AT_A_TIME = 500
 DECLARED = "code declares it, and code wins"
 
 
@@ -76,7 +78,7 @@ def planned(
 def write(found: Iterable[Found], *, using: str, dry_run: bool) -> Report:
     """Insert and update what was found. A dry run does it all, too, and takes it back."""
     report, names = Report(dry_run), set[str]()
-    for each in found:
+    for each, row in _with_rows(found, using):
         if isinstance(each, Note):
             report.notes.append(each.text)
             continue
@@ -85,10 +87,22 @@ def write(found: Iterable[Found], *, using: str, dry_run: bool) -> Report:
         if isinstance(each, Entry):
             names.add(each.definition.name)
             report.notes += each.notes
-            report.lines.append(_write(each, using=using, dry_run=dry_run))
+            is_same = row is not None and not _changes(each, row)
+            unchanged = Line("unchanged", each.definition.name)
+            report.lines.append(unchanged if is_same else _write(each, using=using, dry_run=dry_run))
         else:
             report.lines.append(Line("could not import", each.name, why=each.why))
     return report
+
+
+def _with_rows(found: Iterable[Found], using: str) -> Iterator[tuple[Found, Schedule | None]]:
+    """Each with the row of its name, if there is one, some hundreds at a time: the table may be larger than memory."""
+    rest = iter(found)
+    while chunk := list(itertools.islice(rest, AT_A_TIME)):
+        names = [each.definition.name for each in chunk if isinstance(each, Entry)]
+        rows = {row.name: row for row in Schedule.objects.using(using).filter(name__in=names)}
+        for each in chunk:
+            yield each, rows.get(each.definition.name) if isinstance(each, Entry) else None
 
 
 def _write(entry: Entry, *, using: str, dry_run: bool) -> Line:

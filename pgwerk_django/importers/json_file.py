@@ -6,6 +6,7 @@ yet, which asked for one run here and not for another one there.
 
 import datetime as dt
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -70,9 +71,15 @@ _MACHINE: dict[str, Callable[[object, str], Any]] = {
 }
 
 
-def dump(rows: Iterable[Schedule]) -> str:
-    schedules = [{column: _plain(getattr(row, column)) for column in (*row.DEFINITION, *_MACHINE)} for row in rows]
-    return json.dumps({"format": "pgwerk_django", "version": VERSION, "schedules": schedules}, indent=2)
+def dump(rows: Iterable[Schedule]) -> Iterator[str]:
+    """The JSON in pieces, one for each row: a table may be larger than memory."""
+    yield f'{{\n  "format": "pgwerk_django",\n  "version": {VERSION},\n  "schedules": ['
+    separator = "\n"
+    for row in rows:
+        values = {column: _plain(getattr(row, column)) for column in (*row.DEFINITION, *_MACHINE)}
+        yield separator + textwrap.indent(json.dumps(values, indent=2), "    ")
+        separator = ",\n"
+    yield "]\n}" if separator == "\n" else "\n  ]\n}"
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.db import transaction
 
 from pgwerk_django import conf
 from pgwerk_django.jobs import pause_queue, resume_queue
@@ -29,9 +30,10 @@ class Command(PgwerkCommand):
             named = Schedule.objects.using(rows.db).values_list("queue", flat=True).distinct()
             rows.bulk_create([Queue(name=name) for name in named], ignore_conflicts=True)
             row: Any
-            for row in rows.with_load().order_by("name"):
-                state = "PAUSED" if row.paused else "OK"
-                self.stdout.write(f"{row.name}\t{state}\t{row.waiting}\t{row.running}\t{text_of(row.oldest)}")
+            with transaction.atomic(using=rows.db):  # behind a pooler the cursor on the server must not outlive it
+                for row in rows.with_load().order_by("name").iterator():
+                    state = "PAUSED" if row.paused else "OK"
+                    self.stdout.write(f"{row.name}\t{state}\t{row.waiting}\t{row.running}\t{text_of(row.oldest)}")
             return
         try:
             for name in names or ():
