@@ -27,9 +27,28 @@ class PgwerkConfig(AppConfig):
 
                 telemetry.instrument()
 
-    def _autodiscover(self, modules: tuple[str, ...]) -> None:
-        """Import these modules of each installed app but our own. One that is there and fails to import fails loudly."""
+    def _autodiscover(self, names: tuple[str, ...]) -> None:
+        """Import what `AUTODISCOVER` names. A module that is there and fails to import fails loudly.
+
+        `"tasks"` is that module of each installed app but our own, `"shop.tasks"` that module, `"-shop"` no module of that app,
+        `"-shop.tasks"` not that one.
+        """
+        excluded = {name.removeprefix("-") for name in names if name.startswith("-")}
+        found = [name for name in names if "." in name and not name.startswith("-")]
         for app in apps.get_app_configs():
-            for module in modules:
-                if app is not self and module_has_submodule(app.module, module):
-                    import_module(f"{app.name}.{module}")
+            if app is not self and not {app.name, app.label} & excluded:
+                own = [name for name in names if name.isidentifier() and module_has_submodule(app.module, name)]
+                found += [f"{app.name}.{name}" for name in own]
+        for module in dict.fromkeys(found):
+            if module not in excluded:
+                self._import(module)
+
+    def _import(self, module: str) -> None:
+        try:
+            import_module(module)
+        except Exception as error:
+            error.add_note(
+                f"pgwerk_django imports {module} when Django starts, as PGWERK['AUTODISCOVER'] says (by default the modules tasks"
+                f" and schedules of each installed app). To leave it out, add '-{module}' to that setting."
+            )
+            raise

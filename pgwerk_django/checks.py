@@ -8,10 +8,10 @@ from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands
-from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 from django.utils.connection import ConnectionDoesNotExist
 
-from pgwerk_django import conf, targets
+from pgwerk_django import conf, schema, targets
 from pgwerk_django.exceptions import TargetUnavailable, text_of
 from pgwerk_django.execution import around_job
 from pgwerk_django.models import Schedule
@@ -232,6 +232,33 @@ def check_database(
             )
         )
     return found
+
+
+@checks.register(checks.Tags.database)
+def check_tables(
+    app_configs: Sequence[AppConfig] | None, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """The tables are those of this version, and functions of stored schedules exist (with `check --database`)."""
+    alias = _alias()
+    if alias is None or alias not in (databases or ()) or connections[alias].vendor != "postgresql":
+        return []
+    # Warnings: `migrate` runs these checks first, and an error would keep it from what helps.
+    if wrong := schema.problem(alias):
+        if wrong == schema.NOT_MADE:
+            return []  # nobody is told to migrate by the first `migrate`
+        return [checks.Warning(wrong, id="pgwerk_django.W004")]
+    rows = Schedule.objects.using(alias).filter(target="worker", paused=False).exclude(next_run_at=None)
+    names = rows.exclude(name__in=[definition.name for definition in registry]).values_list("name", "function")
+    with transaction.atomic(using=alias):
+        return [
+            checks.Warning(
+                f"schedule {name!r}: {missing}",
+                hint="Correct its function, delete it, or (if code declared it) run 'manage.py syncschedules'.",
+                id="pgwerk_django.W005",
+            )
+            for name, function in names.order_by("name").iterator()
+            if (missing := targets.missing_here(function))
+        ]
 
 
 def _alias() -> str | None:

@@ -62,6 +62,17 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _modules(value: object) -> tuple[str, ...]:
+    names = _texts(value)
+    for name in names:
+        if not all(part.isidentifier() for part in name.removeprefix("-").split(".")):
+            raise _Bad(
+                'a list or tuple of modules of each app ("tasks"), of dotted paths of modules ("shop.tasks"), or of apps and'
+                ' modules to leave out ("-shop", "-shop.tasks")'
+            )
+    return names
+
+
 def _patterns(value: object) -> tuple[str, ...]:
     patterns = _texts(value)
     try:
@@ -119,7 +130,7 @@ def _ttl(value: object) -> int:
 
 _READERS: Mapping[str, Callable[[object], Any]] = {
     "DATABASE": _text,
-    "AUTODISCOVER": _texts,
+    "AUTODISCOVER": _modules,
     "POLL_INTERVAL": _duration,
     "BATCH_SIZE": _count,
     "MAX_CATCH_UP": _count,

@@ -6,6 +6,8 @@ import traceback
 from types import TracebackType
 from typing import Any, cast
 
+from django.db import ProgrammingError
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 60
 LONGEST_SHOWN = 300  # of a list of long texts
@@ -166,6 +168,10 @@ class FunctionNotFound(PgwerkError):
     def __init__(self, message: str, *, unknown: bool = False) -> None:
         super().__init__(message)
         self.unknown = unknown
+
+
+class CalledTooEarly(PgwerkError, ProgrammingError):
+    """A call that needs the tables was made while Django starts, or before `migrate` made them."""
 
 
 class TargetUnavailable(PgwerkError):

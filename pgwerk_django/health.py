@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import psycopg.errors
 from django.db import DatabaseError, InterfaceError, transaction
 
+from pgwerk_django import schema
 from pgwerk_django.alerts import LATE_AFTER, LONGEST_WAIT
 from pgwerk_django.loop import LONGEST_SLEEP
 from pgwerk_django.models import DUE, HEARTBEAT, LINES, MAY_RUN_SQL, MOST_COUNTED, SILENT_AFTER
@@ -72,7 +73,7 @@ def judge(*, using: str, late_after: float = LATE_AFTER, longest_wait: float = L
     try:
         seen = look(using=using, late_after=late_after)
     except (DatabaseError, InterfaceError) as error:
-        return Health("red", [Finding("database", _why(error))])
+        return Health("red", [Finding("database", _why(error, using))])
     health.figures = seen.as_dict()
     if role in ("", "scheduler"):
         health.problems += _of_schedulers(seen)
@@ -98,7 +99,7 @@ def judge_here(*, using: str, role: str = "", pid: int | None = None) -> Health:
             ]
     except (DatabaseError, InterfaceError) as error:
         # To restart what waits for the database would only stop the jobs that run.
-        return Health("unknown", warnings=[Finding("database", _why(error))])
+        return Health("unknown", warnings=[Finding("database", _why(error, using))])
     health = Health(figures={"processes": [each.as_dict() for each in processes]})
     if not any(each.works for each in processes):
         who = f"{role or 'process'} on {host}" + (f" with the process id {pid}" if pid is not None else "")
@@ -534,11 +535,11 @@ def _listed(count: int, names: Sequence[str]) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, using: str) -> str:
     """In one line, what to do about it where that is known."""
     cause = error.__cause__
-    if isinstance(cause, psycopg.errors.UndefinedTable):
-        return "the tables are missing: run 'manage.py migrate' first"
+    if wrong := schema.explained(error, using):
+        return wrong
     if isinstance(cause, psycopg.errors.QueryCanceled):
         return f"it did not answer within {ANSWERS_WITHIN} s"
     return f"it cannot be reached: {' '.join(str(error).split())}"

@@ -13,8 +13,10 @@ from django.db.models.functions import Now
 
 from pgwerk_django import conf, spans
 from pgwerk_django import registry as declared
-from pgwerk_django.exceptions import PgwerkError, shown
+from pgwerk_django.exceptions import FunctionNotFound, PgwerkError, shown
 from pgwerk_django.models import Job, Kind, Queue, Status, atomic, random_key
+from pgwerk_django.starting import at_run_time
+from pgwerk_django.targets.base import found_at, missing_here
 from pgwerk_django.text import text
 
 LONGEST_KEY = 255
@@ -108,6 +110,7 @@ def running(job: CurrentJob) -> Iterator[None]:
         _running.reset(token)
 
 
+@at_run_time
 def enqueue(
     func: Any,
     /,
@@ -146,6 +149,7 @@ def enqueue(
     return job
 
 
+@at_run_time
 def enqueue_call(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, at: dt.datetime | None, options: Mapping[str, Any]
 ) -> Job:
@@ -165,6 +169,7 @@ def _write(func: Any, job: Job) -> None:
         job.save(using=using, force_insert=True)
 
 
+@at_run_time
 def enqueue_many(
     func: Any,
     calls: Iterable[Sequence[Any] | Mapping[str, Any]],
@@ -220,6 +225,7 @@ async def aenqueue_many(func: Any, calls: Iterable[Sequence[Any] | Mapping[str, 
     return await sync_to_async(enqueue_many)(func, calls, **options)
 
 
+@at_run_time
 def pause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
     """Let no more jobs of a queue start, on any worker; what runs goes on. Whether it was not paused before."""
     queues = Queue.objects.using(conf.current().DATABASE)
@@ -228,6 +234,7 @@ def pause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
         return queues.filter(name=name).pause(by=by, reason=reason) > 0
 
 
+@at_run_time
 def resume_queue(name: str, *, by: str = "") -> bool:
     """End such a pause. Whether there was one."""
     queues = Queue.objects.using(conf.current().DATABASE)
@@ -289,9 +296,16 @@ def _job_of_call(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], opti
 
 
 def _check_calls(func: Any, jobs: Iterable[Job]) -> None:
-    if not isinstance(func, str):
-        for job in jobs:
-            declared.check_arguments(func, job.args, job.kwargs)
+    """Refuse arguments that do not fit. A dotted path is judged if its module can be imported here."""
+    if isinstance(func, str):
+        if missing := missing_here(func):
+            raise ValueError(f"func must be a callable or the dotted path of one: {missing}")
+        try:
+            func = found_at(func)
+        except FunctionNotFound:
+            return
+    for job in jobs:
+        declared.check_arguments(func, job.args, job.kwargs)
 
 
 _OPTIONS: dict[str, Callable[[object, str], Any]] = {

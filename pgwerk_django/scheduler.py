@@ -31,6 +31,7 @@ from pgwerk_django.models import (
 )
 from pgwerk_django.pace import Pace
 from pgwerk_django.registry import Options
+from pgwerk_django.starting import at_run_time
 from pgwerk_django.sync import (
     AT_ONCE,
     Difference,
@@ -248,6 +249,7 @@ class Scheduler:
         """Take a declaration back, before `sync`; whether there was one."""
         return declared.registry.remove(free_text(name, "name"))
 
+    @at_run_time
     def sync(self) -> tuple[int, int, list[str]]:
         """Make the rows equal to what code declares: how many were inserted, how many updated, which orphans were reconciled."""
         found = self._synchronise()
@@ -335,18 +337,22 @@ class Scheduler:
 
     # -- schedules made at run time
 
+    @at_run_time
     def cron(self, expr: str, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
         """Have `func(*args, **kwargs)` run by a cron expression; `_`-prefixed keywords are options."""
         return self._schedule(func, {"cron": expr, "args": args, **_split(kwargs)})
 
+    @at_run_time
     def interval(self, seconds: Any, func: Any, /, *args: Any, **kwargs: Any) -> Schedule:
         """Have `func(*args, **kwargs)` run every so many seconds; `_`-prefixed keywords are options."""
         return self._schedule(func, {"interval": seconds, "args": args, **_split(kwargs)})
 
+    @at_run_time
     def schedule(self, func: Any, /, **options: Unpack[Options]) -> Schedule:
         """Insert or update one schedule, with the options of `@schedule`, and plan its next run."""
         return self._schedule(func, options)
 
+    @at_run_time
     def schedule_at(self, func: Any, when: dt.datetime, /, **options: Unpack[Options]) -> Schedule:
         """Like `schedule`, with the first run at `when` (UTC if naive). Without cron or interval it runs once."""
         first = declared.instant(when, "when")
@@ -354,11 +360,13 @@ class Scheduler:
             raise TypeError("when must be a datetime, got None")
         return self._schedule(func, options, first=lambda now: first)
 
+    @at_run_time
     def schedule_in(self, seconds: int | dt.timedelta, func: Any, /, **options: Unpack[Options]) -> Schedule:
         """Like `schedule_at`, so many seconds (or a `timedelta`) from now, by PostgreSQL's clock."""
         delay = dt.timedelta(seconds=declared.duration(seconds, "seconds"))
         return self._schedule(func, options, first=lambda now: now + delay)
 
+    @at_run_time
     def update(self, name: str, /, **fields: Any) -> Schedule:
         """Change options of a schedule (with or without the leading underscore); cron replaces interval and the reverse.
 
@@ -408,28 +416,34 @@ class Scheduler:
 
     # -- by name
 
+    @at_run_time
     def pause(self, name: str, reason: str = "", by: str = "") -> Schedule:
         """Let due times pass without jobs until `resume()`; sync leaves a person's pause alone."""
         self._named(name).pause(reason=reason, by=by)
         return self._schedules.get(name=name)
 
+    @at_run_time
     def resume(self, name: str, by: str = "") -> Schedule:
         """End a pause. The next run is planned from now."""
         self._named(name).resume(by=by)
         return self._schedules.get(name=name)
 
+    @at_run_time
     def trigger(self, name: str, by: str = "") -> Schedule:
         """One extra run, with the full payload, at the next tick; the cadence stays as it is."""
         self._named(name).trigger(by=by)
         return self._schedules.get(name=name)
 
+    @at_run_time
     def delete(self, name: str) -> bool:
         """Delete a schedule; whether there was one. What it has run stays on record."""
         return self._schedules.filter(name=free_text(name, "name")).delete()[0] > 0
 
+    @at_run_time
     def get(self, name: str) -> Schedule | None:
         return self._schedules.filter(name=free_text(name, "name")).first()
 
+    @at_run_time
     def list_schedules(self) -> list[Schedule]:
         """All of them, by name."""
         return list(self._schedules.order_by("name"))

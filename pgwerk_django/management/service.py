@@ -13,10 +13,10 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psycopg.errors
 from django.core.management.base import BaseCommand, CommandError
-from django.db import ProgrammingError
+from django.db import IntegrityError, ProgrammingError
 
+from pgwerk_django import conf, schema
 from pgwerk_django.exceptions import ExtraMissing, shown
 from pgwerk_django.loop import hearing
 from pgwerk_django.models import Schedule
@@ -32,9 +32,9 @@ class PgwerkCommand(BaseCommand):
     def execute(self, *args: Any, **options: Any) -> str | None:
         try:
             return super().execute(*args, **options)
-        except ProgrammingError as error:
-            if isinstance(error.__cause__, psycopg.errors.UndefinedTable) and "_pgwerk_" in str(error):
-                raise CommandError("the tables are missing: run 'manage.py migrate' first") from error
+        except (ProgrammingError, IntegrityError) as error:
+            if wrong := schema.explained(error, conf.current().DATABASE):
+                raise CommandError(wrong) from error
             raise
 
 

@@ -10,14 +10,25 @@ from typing import Any
 
 from pgwerk_django.exceptions import FunctionNotFound, shown
 from pgwerk_django.registry import Definition, check_arguments
-from pgwerk_django.targets.base import DEMANDS, ForeignTarget, Target, found_at
+from pgwerk_django.targets.base import DEMANDS, ForeignTarget, Target, found_at, missing_here
 from pgwerk_django.targets.celery import CeleryTarget
 from pgwerk_django.targets.django_tasks import DjangoTasksTarget
 from pgwerk_django.targets.pgwerk import PgwerkTarget
 from pgwerk_django.targets.worker import WorkerTarget, load
 from pgwerk_django.text import text
 
-__all__ = ["DEMANDS", "TARGETS", "ForeignTarget", "Target", "check_payload", "get", "register", "resolved", "target_of"]
+__all__ = [
+    "DEMANDS",
+    "TARGETS",
+    "ForeignTarget",
+    "Target",
+    "check_payload",
+    "get",
+    "missing_here",
+    "register",
+    "resolved",
+    "target_of",
+]
 
 WORKER = WorkerTarget()
 TARGETS: dict[str, Target] = {
@@ -83,6 +94,9 @@ def check_payload(func: Any, definition: Definition) -> None:
     for problem in get(definition.target).demand_problems(definition):
         raise ValueError(problem)
     if isinstance(func, str):
+        # Celery's tasks may have any name, whatever module of it is here.
+        if definition.target != CeleryTarget.name and (missing := missing_here(func)):
+            raise ValueError(f"func must be a callable or the dotted path of one: {missing}")
         try:
             load(func)
             func = found_at(func)  # a Task, not the function inside, knows of its context

@@ -1,6 +1,7 @@
 """The seam: what a target is, and what it must be able to do."""
 
 import contextlib
+import difflib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from django.utils.module_loading import import_string
 from pgwerk_django.exceptions import FunctionNotFound, named, shown
 from pgwerk_django.models import Job
 from pgwerk_django.policies import Overlap
+from pgwerk_django.registry import body_of
 
 # What a schedule may ask of whoever runs its jobs: the column, what is in it when it does not ask, what it asks for.
 DEMANDS: Mapping[str, tuple[object, str]] = {
@@ -115,6 +117,27 @@ def _has(module: Any, name: str) -> bool:
         return hasattr(module, name)
     except Exception:  # noqa: BLE001  # from a `__getattr__` of the module's own
         return True
+
+
+def missing_here(path: str) -> str:
+    """Return why a dotted path leads to nothing that can be called, or "".
+
+    A path whose module cannot be imported here is not judged: another service, or a worker, may have it.
+    """
+    module, _dot, attribute = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute, _NOTHING)
+    except (Exception, SystemExit):  # noqa: BLE001
+        return ""
+    if found is _NOTHING:
+        near = difflib.get_close_matches(attribute, dir(sys.modules[module]), 1)
+        return f"{path!r} does not exist: {module} has no {attribute!r}" + (f" (but {near[0]!r})" if near else "")
+    if not callable(found) and not callable(body_of(found)):
+        return f"{path!r} is not a function, but {type(found).__name__}"
+    return ""
+
+
+_NOTHING = object()
 
 
 def is_removed(path: str) -> bool:
