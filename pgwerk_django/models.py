@@ -33,6 +33,7 @@ HEARTBEAT = timedelta(seconds=10)
 SILENT_AFTER = 3 * HEARTBEAT  # no longer counted as alive
 DEAD_AFTER = timedelta(minutes=5)  # its row is deleted
 ALERTS_KEPT = timedelta(days=7)  # once they are over
+AHEAD = timedelta(minutes=1)  # by less than this a clock may step back, and nobody need know
 ROWS_AT_ONCE = 1_000  # in one statement: a time limit of the role must not be too short for it
 MOST_COUNTED = 10_000  # jobs of a queue: who has more need not know how many
 UNREADABLE = "this JSON cannot be read here"
@@ -519,6 +520,7 @@ class Schedule(models.Model):
 
         A due time that has passed and that no tick has seen yet is not lost: it stays, and the new rule follows after it.
         With `first` the row is due then, whatever it waited for; a paused one, if it is resumed by then.
+        A last run that lies far ahead of PostgreSQL's clock, which must have been ahead, is brought back to now.
         """
         if first is not None:
             changes = {**changes, "anchor_at": first}
@@ -531,6 +533,9 @@ class Schedule(models.Model):
         plans = plan or changes.keys() & PLANNING or "paused" in changes
         if first is not None or (plans and not self.paused):
             self.replan, self.error = False, ""
+            if self.last_run_at is not None and self.last_run_at > now + AHEAD:
+                self.last_run_at = now
+                rows.update(last_run_at=now)
             if first is not None:
                 self.next_run_at = first
             elif not waits and not self._stays_one_off(changes):

@@ -277,8 +277,9 @@ def test_the_history_is_read_by_the_index_on_keys() -> None:
 def test_a_schedule_that_was_triggered_or_is_being_planned_says_so(anna: Client) -> None:
     triggered, planned = make("triggered"), make("planned")
     Schedule.objects.filter(pk=triggered.pk).trigger(by="bob")
-    Schedule.objects.filter(pk=planned.pk).update(interval=60)
+    Schedule.objects.filter(pk=planned.pk).update(interval=None, cron="0 0 1 1 *")
     html = anna.get(LIST).content.decode()
+    assert "-01-01 00:00:00" in html.partition("with the next tick it is planned anew")[0][-200:]  # and for when
     assert "triggered, starts with the next tick" in html
     assert "with the next tick it is planned anew" in html
 
@@ -884,6 +885,26 @@ def test_why_it_did_not_run(anna: Client) -> None:
     assert [said for said in found if said.endswith(f"by bob: {XSS}")]
     assert [said for said in found if said.startswith("It does not run before 9000")]
     assert found["It has had its 0 runs."] == "bad"
+
+
+def test_a_schedule_whose_last_run_lies_ahead_says_so(anna: Client) -> None:
+    row = make()
+    Schedule.objects.update(last_run_at=Now() + dt.timedelta(seconds=5), next_run_at=Now() + dt.timedelta(days=2))
+    assert not [said for said in why(anna, row) if "lies ahead" in said]
+    Schedule.objects.update(last_run_at=Now() + dt.timedelta(days=1), next_run_at=Now() + dt.timedelta(days=2))
+    (kind,) = (
+        kind for said, kind in why(anna, row).items() if said.startswith("Its last run, ") and "lies ahead" in said
+    )
+    assert kind == "bad"
+
+
+def test_a_trigger_that_no_scheduler_takes_is_why_it_did_not_run(anna: Client) -> None:
+    """Also of a paused schedule, whose next run is not due."""
+    row = make()
+    Schedule.objects.update(paused=True, next_run_at=Now() - dt.timedelta(days=1))
+    assert not [said for said in why(anna, row) if said.startswith("It has been due")]
+    Schedule.objects.update(triggered_at=Now() - dt.timedelta(hours=1))
+    assert [kind for said, kind in why(anna, row).items() if said.startswith("It has been due for 1 h")] == ["bad"]
 
 
 def test_who_did_what_is_on_the_page(anna: Client) -> None:

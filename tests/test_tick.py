@@ -225,20 +225,22 @@ def gone_ahead(scheduler: Scheduler, **options: object) -> Schedule:
     return row
 
 
-@pytest.mark.parametrize("how", ["resume", "sql", "set by hand", "set by hand in the past"])
+@pytest.mark.parametrize("how", ["resume", "sql", "edit", "set by hand", "set by hand in the past"])
 def test_after_the_clock_was_ahead_a_persons_word_starts_it_anew(scheduler: Scheduler, how: str) -> None:
     row = gone_ahead(scheduler)
     due_at = now() - (HOUR if how.endswith("past") else SECOND)
     if how == "resume":
         scheduler.pause(row.name)
         scheduler.resume(row.name)
+    elif how == "edit":
+        scheduler.update(row.name, timezone="Asia/Tokyo")
     elif how == "sql":
         with connection.cursor() as cursor:
             cursor.execute("UPDATE _pgwerk_schedules SET paused = true")
             cursor.execute("UPDATE _pgwerk_schedules SET paused = false")
     else:
         Schedule.objects.filter(pk=row.pk).update(next_run_at=due_at)
-    assert scheduler.tick() == (0 if how == "resume" else 1)
+    assert scheduler.tick() == (0 if how in ("resume", "edit") else 1)
     if how.startswith("set"):
         assert min(job.due_at for job in jobs(row) if job.due_at) == due_at
     after = reread(row)

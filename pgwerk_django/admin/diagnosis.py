@@ -13,11 +13,10 @@ from pgwerk_django.admin.forms import is_admitted
 from pgwerk_django.admin.handover import last_line, waiting_job
 from pgwerk_django.exceptions import text_of
 from pgwerk_django.history import Run
-from pgwerk_django.models import SILENT_AFTER, Job, Process, Queue, Status
+from pgwerk_django.models import AHEAD, SILENT_AFTER, Job, Process, Queue, Status
 from pgwerk_django.policies import Overlap
 
 MOST_COUNTED = 1000
-AHEAD = dt.timedelta(minutes=1)  # by so much a clock may step back, and nobody need know
 
 
 class Finding(NamedTuple):
