@@ -130,6 +130,9 @@ def shoot(driver: Any, path: Path, size: tuple[int, int]) -> None:
         "const main = document.querySelector('#main, .main'); return main ? main.scrollHeight + main.offsetTop : 0"
     )
     chromium.resize(driver, size[0], min(max(height, inner, size[1]), 2 * size[1]))
+    driver.execute_script(
+        "document.querySelectorAll('html, body, #main, .main').forEach((each) => { each.scrollTop = 0; })"
+    )
     picture = Image.open(io.BytesIO(driver.get_screenshot_as_png()))
     # A third of the size; and each colour that means something is kept, however few its pixels.
     few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
