@@ -415,15 +415,21 @@ class PgClock(Fault):
     def strike(self, world: World, chance: random.Random) -> None:
         seconds = chance.uniform(1, 2 * LEASE)
         over = world.hit("clock")
-        world.clock.write_text(f"+{seconds:.1f}")
+        step(world, seconds)
         # What became due ahead of time is not due again: it takes as long until the next.
         lasts(
             world,
             chance.uniform(1, 4),
             lambda: world.after(seconds, over),
-            lambda: world.clock.write_text("+0"),
+            lambda: step(world, 0),
         )
         world.notes.did["step PostgreSQL's clock"] += 1
+
+
+def step(world: World, seconds: float) -> None:
+    """Put PostgreSQL's clock ahead of the host's by so much."""
+    world.ahead = seconds
+    world.clock.write_text(f"+{seconds:.1f}")
 
 
 class Timeouts(Fault):

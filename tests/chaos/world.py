@@ -133,6 +133,7 @@ class World:
         self._own_clock = own_clock
         self._settings = settings or {}
         self._epoch = time.time() - time.monotonic()
+        self.ahead = 0.0  # seconds by which PostgreSQL's clock is off
         self._hits: list[Hit] = []
         self._lasting: dict[object, Callable[[], list[Hit]]] = {}
         self._person: subprocess.Popen[bytes] | None = None
@@ -255,15 +256,17 @@ class World:
     ) -> Callable[[], None]:
         """Put a fault on record, which lasts until what this gives back is called.
 
-        It hits these members, or those behind a route, or else all of them.
+        It hits these members, or those behind a route, or else all of them. While PostgreSQL's clock is ahead, what it calls
+        an instant is later than the same instant here: the record lasts for as long.
         """
-        began, key = since or self.now(), object()
+        began, ahead, key = since or self.now(), self.ahead, object()
 
         def so_far() -> list[Hit]:
+            ended = self.now() + dt.timedelta(seconds=max(ahead, self.ahead))
             victims = list(members) if route is None else [m for m in self._everybody if m.route == route]
             if not victims and route is None:
-                return [Hit(kind, began, self.now())]
-            return [Hit(kind, began, self.now(), member.pid) for member in victims]
+                return [Hit(kind, began, ended)]
+            return [Hit(kind, began, ended, member.pid) for member in victims]
 
         def over() -> None:
             if self._lasting.pop(key, None):
@@ -278,8 +281,14 @@ class World:
     # -- its database
 
     def session(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-        """As a superuser, whom no limit of the role holds up."""
-        return psycopg.connect(self.server.url, autocommit=autocommit, connect_timeout=5, application_name="harness")
+        """As a superuser, whom no limit of the role holds up. It waits for no lock: the harness may hold that itself."""
+        return psycopg.connect(
+            self.server.url,
+            autocommit=autocommit,
+            connect_timeout=5,
+            application_name="harness",
+            options="-c lock_timeout=2s",
+        )
 
     def ask(self, statement: str, parameters: Any = None) -> Any:
         """The first value; None while the database is away."""
@@ -297,7 +306,7 @@ class World:
         with contextlib.suppress(psycopg.OperationalError):
             if self._snapshot is not None:
                 self._snapshot.close()
-            self._snapshot = psycopg.connect(self.server.url)
+            self._snapshot = self.session(autocommit=False)
             self._snapshot.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             self._snapshot.execute("SELECT count(*) FROM _pgwerk_jobs")
             return True
