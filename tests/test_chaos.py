@@ -288,6 +288,7 @@ def test_a_second_run_is_explained_by_a_fault_of_the_process_that_held_the_claim
         hit("lock", 5, 9),
         hit("limit", 5, 9),
         hit("machine", 5, 9),
+        hit("lock", 5, 9, pid=W1),
     ],
 )
 def test_a_fault_elsewhere_explains_no_second_run(fault: Hit) -> None:
@@ -299,6 +300,43 @@ def test_two_runs_without_any_fault_or_record_are_found() -> None:
     twice = Counter(dict.fromkeys((each.id for each in ALL), 2))
     unrecorded = [dataclasses.replace(each, claims=2, attempt=2) for each in ALL]
     assert kinds(audit(dataclasses.replace(evidence(unrecorded), began=twice, done=twice))) == {"doubled"}
+
+
+def test_a_run_that_no_attempt_stands_for_is_found_without_a_record() -> None:
+    began = Counter(evidence(ALL).began | {JOB: 2})
+    rows = [dataclasses.replace(each, claims=2) for each in ALL]
+    assert kinds(audit(dataclasses.replace(evidence(rows), began=began))) == {"wrong"}
+
+
+def test_a_job_is_taken_only_from_a_process_that_was_hit() -> None:
+    changes = [
+        INSERTED,
+        CLAIMED,
+        change(7, "READY", "RUNNING", claims=1, attempt=1, attempt_before=1, by=W2),
+        change(7.1, "RUNNING", "READY", claims=2, attempt=2, attempt_before=1, worker=W2, by=W2),
+        change(7.3, "SUCCESSFUL", "RUNNING", claims=2, attempt=2, attempt_before=2, worker=W2, by=W2),
+    ]
+    runs = [Run(JOB, 1, W1, at(5.2)), Run(JOB, 2, W2, at(7.2), at(7.3))]
+    for fault, found in (
+        (hit("kill", 6, pid=W1), set()),
+        (hit("kill", 6, pid=W2), {"wrong"}),
+        (hit("outage", 5, 7), {"wrong"}),
+    ):
+        assert kinds(audit(recorded(changes, fault, runs=runs, claims=2, attempt=2))) == found
+
+
+def test_an_attempt_is_given_back_only_by_a_process_that_was_hit() -> None:
+    changes = [
+        INSERTED,
+        CLAIMED,
+        change(5.5, "READY", "RUNNING", claims=1, attempt=0, attempt_before=1),
+        change(7.1, "RUNNING", "READY", claims=2, attempt=1, attempt_before=0, worker=W2, by=W2),
+        change(7.3, "SUCCESSFUL", "RUNNING", claims=2, attempt=1, attempt_before=1, worker=W2, by=W2),
+    ]
+    runs = [Run(JOB, 1, W1, at(5.2)), Run(JOB, 2, W2, at(7.2), at(7.3))]
+    assert audit(recorded(changes, hit("stop", 5.4, 6, pid=W1), runs=runs, claims=2, attempt=1)).clean
+    found = audit(recorded(changes, hit("stop", 5.4, 6, pid=W2), runs=runs, claims=2, attempt=1))
+    assert any("given back for no reason" in each for each in found.wrong)
 
 
 def test_two_runs_under_one_claim_are_never_explained() -> None:
