@@ -230,15 +230,18 @@ UPDATE _pgwerk_jobs job SET
 FROM lost WHERE job.id = lost.id
 RETURNING job.status
 """
+# OFFSET 0 and CASE keep it a look by the primary key for each: else all that runs is read for each of them, when the
+# statistics say that nothing runs.
 _RECOVER_SEEN = f"""
 WITH lost AS MATERIALIZED (
-    SELECT {_BECOMES}
-    FROM (
-        SELECT * FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(leases)s::timestamptz[])
-            AS seen (seen_id, seen_claims, seen_lease)
-    ) seen JOIN _pgwerk_jobs job ON job.id = seen_id
-    WHERE status = 'RUNNING' AND claims = seen_claims AND lease_until IS NOT DISTINCT FROM seen_lease AND {_UNRENEWED}
-    FOR NO KEY UPDATE OF job SKIP LOCKED
+    SELECT held.* FROM unnest(%(ids)s::uuid[], %(claims)s::integer[], %(leases)s::timestamptz[])
+        AS seen (seen_id, seen_claims, seen_lease)
+    CROSS JOIN LATERAL (
+        SELECT {_BECOMES} FROM _pgwerk_jobs job
+        WHERE id = seen_id AND CASE WHEN status = 'RUNNING' THEN true ELSE false END AND claims = seen_claims
+            AND lease_until IS NOT DISTINCT FROM seen_lease AND {_UNRENEWED}
+        OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) held
 )
 {_RECOVER_LOST}
 """  # noqa: S608

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 
-from pgwerk_django import alerts
-from pgwerk_django.claims import Claims
+from pgwerk_django import alerts, outbox
+from pgwerk_django.claims import Claims, recover_lost, unrenewed_leases
 from pgwerk_django.execution import Outcome
 from pgwerk_django.models import Job, Schedule
 from pgwerk_django.outbox import Outbox
@@ -119,6 +119,28 @@ def test_of_hand_over(burst: None, action: Callable[[Outbox, list[Job]], object]
     with reading() as read:
         assert action(Outbox("x", using="default"), jobs)
         assert read() <= most
+
+
+def test_of_looks_for_leases(burst: None) -> None:
+    """Of all that runs, by the index of that; of what waits to be handed over, the first ones; and each job by its number."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE _pgwerk_jobs SET lease_until = now() - interval '1 hour' WHERE key LIKE 's7@%' AND claims = 1"
+        )
+    with reading() as read:
+        running = unrenewed_leases(using="default", limit=10)
+        assert read() < 5 * MANY  # nobody has renewed any of these
+        assert len(running) == 10
+    with reading() as read:
+        leased = outbox.unrenewed_leases(using="default")
+        assert read() < 5 * MANY
+        assert len(leased) == 1
+    with reading() as read:
+        assert recover_lost(using="default", seen=running[:3]) == 3
+        assert read() < 50
+    with reading() as read:
+        assert outbox.release(leased, using="default") == 1
+        assert read() < 10
 
 
 def test_of_a_look_for_alerts(burst: None) -> None:
