@@ -207,7 +207,7 @@ class Child:
                 self.unsent.update(key for _, key, _ in messages)
 
     def _read(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
                 word, key, value = self._connection.recv()
                 if word == "up":
@@ -215,6 +215,10 @@ class Child:
                 elif word == "done":
                     self._pool.feed_after(self, key)
                 self._pool.report(word, self, key, value)
+        except (EOFError, OSError):
+            pass
+        except Exception:  # noqa: BLE001  # what cannot be read: a job may have written to the pipe
+            self.kill()
         self.up = False
         self.process.wait()
         self.kill()  # what its jobs have started

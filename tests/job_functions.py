@@ -185,6 +185,14 @@ def close_files_and_open_another() -> None:
         Path(os.environ["PGWERK_TEST_FOLDER"], f"mine-{number}").open("w")  # noqa: SIM115
 
 
+def write_to_the_pipe() -> None:
+    """Bytes that are no message of ours, to every socket that is open."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if os.path.exists(f"/proc/self/fd/{number}") and os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):
+            os.write(number, b"\0\0\0\4junk")
+    functions.sleep()
+
+
 def remove_the_working_directory(folder: str) -> None:
     Path(folder).mkdir()
     os.chdir(folder)
