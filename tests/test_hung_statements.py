@@ -153,6 +153,34 @@ def test_a_signal_ends_it_while_it_connects(manage: Any, line: Line) -> None:
 
 def test_a_statement_that_hangs_is_ended_and_nothing_is_left_of_it(manage: Any, line: Line) -> None:
     every_second()
+    both = manage(
+        "runscheduler",
+        "--with-worker",
+        "--concurrency=1",
+        "--on-unregistered=keep",
+        DATABASE_URL=line.url,
+        PGWERK_LEASE="2",
+    )
+    wait_until(lambda: Job.objects.filter(status="SUCCESSFUL").count() >= 2)
+    before = resources(both)
+    for number in range(1, 3):
+        line.swallow()
+        dead_since = now()
+        wait_until(lambda since=dead_since: Job.objects.filter(status="SUCCESSFUL", due_at__gt=since).exists())
+        assert both.text().count("statement_hung") >= number
+    wait_until(lambda: resources(both) == before)
+    assert both.stop() == 0
+    assert len(set(Job.objects.values_list("due_at", flat=True))) == Job.objects.count()
+    assert Job.objects.filter(attempt__gt=1).count() == 0
+
+
+def resources(process: Started) -> tuple[int, int]:
+    """Its threads, and its open files."""
+    proc = Path(f"/proc/{process.process.pid}")
+    return len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir()))
+
+
+def test_a_hand_over_goes_on_when_its_line_went_dead(manage: Any, line: Line) -> None:
     make(
         django_tasks.database,
         ago=SECOND,
@@ -162,34 +190,13 @@ def test_a_statement_that_hangs_is_ended_and_nothing_is_left_of_it(manage: Any, 
         _misfire="ALL",
         _overlap="ALLOW",
     )
-    both = manage(
-        "runscheduler",
-        "--with-worker",
-        "--concurrency=1",
-        "--on-unregistered=keep",
-        DATABASE_URL=line.url,
-        PGWERK_LEASE="2",
-    )
-    done = Job.objects.filter(status__in=["SUCCESSFUL", "FORWARDED"])
-    wait_until(lambda: set(done.values_list("status", flat=True)) == {"SUCCESSFUL", "FORWARDED"})
-    before = resources(both)
-    for number in range(1, 3):
-        line.swallow()
-        dead_since = now()
-        newer = done.filter(due_at__gt=dead_since)
-        wait_until(lambda newer=newer: len(set(newer.values_list("status", flat=True))) == 2)
-        assert both.text().count("statement_hung") >= number
-    wait_until(lambda: resources(both) <= before)
-    assert both.stop() == 0
-    names_and_times = Job.objects.values_list("schedule_name", "due_at")
-    assert len(set(names_and_times)) == len(names_and_times)
-    assert not Job.objects.filter(target="worker", attempt__gt=1).exists()
-
-
-def resources(process: Started) -> int:
-    """Its threads and its open files."""
-    proc = Path(f"/proc/{process.process.pid}")
-    return len(list((proc / "task").iterdir())) + len(list((proc / "fd").iterdir()))
+    scheduler = manage("runscheduler", "--on-unregistered=keep", DATABASE_URL=line.url, PGWERK_LEASE="2")
+    forwarded = Job.objects.filter(status="FORWARDED")
+    wait_until(lambda: forwarded.exists())
+    line.swallow()
+    dead_since = now()
+    wait_until(lambda: forwarded.filter(due_at__gt=dead_since).exists())
+    assert scheduler.stop() == 0
 
 
 def test_packets_that_are_dropped_are_noticed_by_the_options_of_the_connection(manage: Any, line: Line) -> None:
