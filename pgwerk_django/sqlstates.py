@@ -49,6 +49,10 @@ def refusal_of(error: BaseException) -> Refusal:
     for prefix, refusal in _MEANINGS.items():
         if sqlstate.startswith(prefix):
             return refusal
+    if sqlstate == "XX000" and "invalid memory alloc request size" in str(error):
+        return (
+            Refusal.BAD_VALUE
+        )  # 54000 in newer versions: more than a gigabyte. PostgreSQL never translates this text.
     # No code: psycopg refused the value itself (a NUL character), or lost the connection.
     if isinstance(error, DataError | IntegrityError):
         return Refusal.BAD_VALUE

@@ -191,6 +191,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(folder):
 
 
 def test_another_folder_of_binaries_is_used_and_must_have_them(folder, monkeypatch):
+    monkeypatch.delenv("PGWERK_POSTGRES_BIN", raising=False)
     older = _binaries().parent.parent / "pginstall" / "bin"  # the wheel has two major versions
     monkeypatch.setenv("PGWERK_POSTGRES_BIN", str(older))
     with EmbeddedPostgres(folder, options=FAST) as server:

@@ -30,7 +30,7 @@ def error_of(statement: str, parameters: Any = None) -> Exception:
         ("SELECT %s::jsonb", ['"\\u0000"'], Refusal.BAD_VALUE),
         ("SELECT %s::text", ["\0"], Refusal.BAD_VALUE),  # refused by psycopg, without a code
         ("INSERT INTO _pgwerk_jobs (status) VALUES (NULL)", None, Refusal.BAD_VALUE),
-        ("SELECT repeat('x', 2000000000)", None, Refusal.BAD_VALUE),  # 54000
+        ("SELECT repeat('x', 2000000000)", None, Refusal.BAD_VALUE),  # 54000; XX000 before PostgreSQL 15
         ("DO $$ BEGIN RAISE EXCEPTION 'not this row'; END $$", None, Refusal.BAD_VALUE),
         ("DO $$ BEGIN RAISE SQLSTATE '40P01'; END $$", None, Refusal.CONFLICT),
         ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", None, Refusal.CONFLICT),

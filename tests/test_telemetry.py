@@ -369,7 +369,7 @@ def test_a_workers_processes_send_their_spans_before_they_end(manage: Any, notes
     """They send them in batches, and the worker ends them."""
     enqueue(functions.add, 1)
     enqueue(functions.fail)
-    enqueue("no.such.function")
+    enqueue("tests.broken_code.func")
     worker = manage("runworker", "--concurrency=1", DJANGO_SETTINGS_MODULE="tests.telemetry_settings")
     wait_until(lambda: Job.objects.filter(status__in=["SUCCESSFUL", "FAILED"]).count() == 3)
     assert exported(notes) == []
@@ -378,7 +378,7 @@ def test_a_workers_processes_send_their_spans_before_they_end(manage: Any, notes
     assert found == {
         "run tests.functions.add": "UNSET",
         "run tests.functions.fail": "ERROR",
-        "run no.such.function": "ERROR",
+        "run tests.broken_code.func": "ERROR",
     }
 
 
