@@ -295,18 +295,23 @@ def test_a_lock_on_its_own_row_does_not_stop_a_worker(other_session: psycopg.Con
 
 
 @pytest.fixture
-def limited(transactional_db: None) -> Iterator[None]:
-    """Sessions from now on have a statement timeout."""
+def limited(transactional_db: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Sessions from now on have a time limit, which may also end them."""
+    setting = getattr(request, "param", "statement_timeout")
     name = connection.settings_dict["NAME"]
     with connection.cursor() as cursor:
-        cursor.execute(f'ALTER DATABASE "{name}" SET statement_timeout = 300')
+        cursor.execute("SELECT FROM pg_settings WHERE name = %s", [setting])
+        if cursor.fetchone() is None:
+            pytest.skip(f"this PostgreSQL has no {setting}")
+        cursor.execute(f'ALTER DATABASE "{name}" SET {setting} = 300')
         yield
-        cursor.execute(f'ALTER DATABASE "{name}" RESET statement_timeout')
+        cursor.execute(f'ALTER DATABASE "{name}" RESET {setting}')
 
 
 SLOW = "PERFORM pg_sleep(5)"
 
 
+@pytest.mark.parametrize("limited", ["statement_timeout", "transaction_timeout"], indirect=True)
 def test_an_outcome_that_is_cancelled_each_time_fails_and_the_others_are_written(
     limited: None, trigger: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -397,6 +402,21 @@ def test_a_job_that_cannot_be_written_at_all_stops_nothing_and_is_told_at_the_en
     wait_until(lambda: ended("good"))
     assert worker.stop() == 1
     assert "jobs_unsettled jobs=bad" in worker.text()
+
+
+def test_a_full_disk_is_an_outage_that_costs_no_outcome(trigger: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """And is called by its name."""
+    enqueue(functions.wait_for_gate, _key="one")
+    with working(concurrency=1):
+        wait_until(lambda: Job.objects.filter(started_at__isnull=False).exists())
+        trigger("NEW.status <> 'RUNNING'", "RAISE SQLSTATE '53100' USING MESSAGE = 'no space left on device'")
+        functions.gate.set()
+        wait_until(lambda: "DiskFull (53100): no space left on device" in caplog.text)
+        assert status("one") == "RUNNING"
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TRIGGER refuses ON _pgwerk_jobs")
+        wait_until(lambda: ended("one"))
+    assert status("one") == "SUCCESSFUL"
 
 
 def test_claims_of_large_rows_shrink_until_they_fit(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
