@@ -21,6 +21,7 @@ from pgwerk_django.text import text
 
 LONGEST_KEY = 255
 LONGEST_NOTE = 200
+MOST_AT_ONCE, LARGEST_MESSAGE = 5_000, 16_000_000  # jobs, and characters of arguments, in one statement
 LARGEST_NUMBER = 2**53  # which JSON, and whoever reads it, still has exactly
 
 _running: contextvars.ContextVar["CurrentJob | None"] = contextvars.ContextVar("pgwerk_job", default=None)
@@ -180,7 +181,7 @@ def enqueue_many(
     _at: dt.datetime | None = None,
     **options: Any,
 ) -> list[Job]:
-    """Write one job for each of `calls`, a list of positional or a dict of keyword arguments, in one statement.
+    """Write one job for each of `calls`, a list of positional or a dict of keyword arguments, in one transaction.
 
     Options are those of `enqueue`, for all of them; `_keys` has one key for each call. Gives back the jobs written: those
     whose key exists already are not.
@@ -206,15 +207,33 @@ def enqueue_many(
             for field in Job._meta.concrete_fields
             if field.column in _SHARED
         },
-        "keys": keys,
-        "args": [json.dumps(job.args) for job in jobs],
-        "kwargs": [json.dumps(job.kwargs) for job in jobs],
         "at": declared.instant(_at, "_at"),
         "delay": 0 if _delay is None else declared.duration(_delay, "_delay"),
         "now": _now(),
     }
+    written: list[Job] = []
+    calls_of_jobs = [(key, json.dumps(job.args), json.dumps(job.kwargs)) for key, job in zip(keys, jobs, strict=True)]
     with atomic(using):
-        return list(Job.objects.using(using).raw(_INSERT_MANY, parameters))
+        for portion in _portions(calls_of_jobs):
+            columns = dict(zip(("keys", "args", "kwargs"), map(list, zip(*portion, strict=True)), strict=True))
+            written += Job.objects.using(using).raw(_INSERT_MANY, {**parameters, **columns})
+            if parameters["now"] is None and written:
+                parameters["now"] = written[0].enqueued_at  # of all of them
+    return written
+
+
+def _portions(calls: Sequence[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:
+    """What one statement is to write: a larger one may be too long for the server's time limit, or for one message."""
+    portion: list[tuple[str, str, str]] = []
+    characters = 0
+    for call in calls:
+        length = sum(map(len, call))
+        if portion and (len(portion) >= MOST_AT_ONCE or characters + length > LARGEST_MESSAGE):
+            yield portion
+            portion, characters = [], 0
+        portion.append(call)
+        characters += length
+    yield portion
 
 
 async def aenqueue(func: Any, /, *args: Any, **options: Any) -> Job | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
-from pgwerk_django import signals
+from pgwerk_django import jobs, signals
 from pgwerk_django.claims import Claim, Claims, recover_lost
 from pgwerk_django.execution import Outcome, backoff_before
 from pgwerk_django.jobs import aenqueue, current_job, enqueue
@@ -372,6 +373,20 @@ def test_a_key_that_exists_is_silently_dropped() -> None:
     assert enqueue(functions.noop, _key="once") is not None
     assert enqueue(functions.noop, _key="once") is None
     assert Job.objects.count() == 1
+
+
+@pytest.mark.parametrize(("most", "largest"), [(2, 10**6), (100, 30)])
+def test_many_jobs_go_in_several_statements_and_one_transaction(
+    most: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MOST_AT_ONCE", most)
+    monkeypatch.setattr(jobs, "LARGEST_MESSAGE", largest)
+    enqueue(functions.noop, _key="key 3")
+    with CaptureQueriesContext(connection) as captured:
+        written = jobs.enqueue_many(functions.add, [[n] for n in range(7)], _keys=[f"key {n}" for n in range(7)])
+    assert sum("INSERT" in query["sql"] for query in captured.captured_queries) >= 2
+    assert [job.args for job in written] == [[n] for n in range(7) if n != 3]
+    assert len({job.enqueued_at for job in written} | {job.run_at for job in written}) == 1
 
 
 def test_enqueue_is_part_of_the_callers_transaction() -> None:
