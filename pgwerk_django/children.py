@@ -28,9 +28,13 @@ from pgwerk_django.exceptions import JobTimeout, PgwerkError
 from pgwerk_django.execution import ENDS_WITHIN
 from pgwerk_django.models import Job
 
-_KEY = FIELDS.index("key")
+_KEY, _FUNCTION, _QUEUE = map(FIELDS.index, ("key", "function", "queue"))
+_LOOK_AT_START = "see what it printed; settings and ready() of all apps run in it, and must neither fail nor exit there"
 PROGRAM = Path(__file__).with_name("child.py")
 LARGEST_MESSAGE = 50  # jobs
+ANSWERS_WITHIN = 0.2  # seconds: a process that takes longer is busy, and gets no job until it has answered
+QUICK = 0.02  # seconds; behind a job of a function that takes longer, or of which this is not known, no job waits
+MOST_KNOWN = 10_000  # functions
 SLOWEST_START = 30.0  # seconds between two, when they die before they are up
 
 
@@ -49,6 +53,7 @@ class Held:
     started: float | None = None  # there, as far as can be told from here: jobs start in the order they were given
     begun: bool = False  # which its row says
     start_told: bool = False  # `job_started` was sent
+    unsure: bool = False  # whether it is quick
     lost: bool = False
     asked: bool = False  # to stop, by `current_job().cancelled`
     stopping: PgwerkError | None = None  # why it was stopped
@@ -100,6 +105,7 @@ class Child:
         self.given = 0
         self.asked: float | None = None  # to give back what it has not started; None once it has answered
         self.unsent: set[Any] = set()
+        self._unsure = 0  # jobs here that may take long
         self._pool = pool
         self._outbox: queue.SimpleQueue[tuple[str, Any, Any] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
@@ -129,7 +135,10 @@ class Child:
     def room(self) -> int:
         if not self.up or self.retired:
             return 0
-        room = self._pool.threads + self._pool.extra - len(self.running)
+        if self.asked is not None and time.monotonic() - self.asked > ANSWERS_WITHIN:
+            return 0
+        extra = 0 if self._unsure else self._pool.extra
+        room = max(self._pool.threads + extra - len(self.running), 0)
         most = self._pool.max_jobs
         return room if most is None else min(room, most - self.given)
 
@@ -138,12 +147,16 @@ class Child:
         self.retired = self.given == self._pool.max_jobs
         held.child, held.given = self, time.monotonic()
         self.running[held.key] = held
+        held.unsure = held.row[_FUNCTION] not in self._pool.quick
+        self._unsure += held.unsure
         self.mark_started()
         self._outbox.put(("run", held.key, held.row))
 
     def take(self, key: Claim) -> Held | None:
         """It is no longer here."""
         held = self.running.pop(key, None)
+        if held is not None:
+            self._unsure -= held.unsure
         self.mark_started()
         return held
 
@@ -188,7 +201,7 @@ class Child:
     def how_it_ended(self) -> str:
         code = self.process.wait()
         if code >= 0:
-            return f"exit code {code}"
+            return f"exit code {code}" + ("" if self.was_up else f" before it was up: {_LOOK_AT_START}")
         name = signal.Signals(-code).name
         return f"killed by {name} (was there memory left?)" if -code == signal.SIGKILL else f"killed by {name}"
 
@@ -259,6 +272,8 @@ class Children:
         self._lock = threading.Lock()
         self._died_young = 0
         self._next_start = 0.0
+        self.quick: dict[str, None] = {}  # functions whose last job was
+        self.withheld: frozenset[str] = frozenset()  # queues that are paused
         self._last_up = self._last_free = time.monotonic()
 
     def __iter__(self) -> Iterator[Child]:
@@ -342,6 +357,30 @@ class Children:
     def places(self) -> int:
         return sum(self.threads for child in self._all if child.up)
 
+    def took(self, function: str, seconds: float) -> None:
+        """A job of this function has run for so long."""
+        if seconds > QUICK:
+            self.quick.pop(function, None)
+        elif len(self.quick) < MOST_KNOWN:
+            self.quick[function] = None
+
+    def withhold(self, queues: Iterable[str]) -> None:
+        """Start no more jobs of these queues: those that wait, and those that processes give back, are reported."""
+        self.withheld = frozenset(queues)
+        with self._lock:
+            for child in self._all:
+                if any(held.started is None for held in child.running.values()):
+                    child.recall()
+            waiting, self._waiting = self._waiting, deque()
+            for held in waiting:
+                self._wait(held)
+
+    def _wait(self, held: Held) -> None:
+        if held.row[_QUEUE] in self.withheld:
+            self.report("withheld", None, held.key, None)
+        else:
+            self._waiting.append(held)
+
     def waits_since(self) -> float | None:
         with self._lock:
             return self._waiting[0].claimed if self._waiting else None
@@ -349,15 +388,18 @@ class Children:
     def put(self, claimed: Iterable[Held]) -> None:
         with self._lock:
             self._waiting.extend(claimed)
-            while self._waiting and (child := max(self._all, key=Child.room, default=None)) and child.room() > 0:
-                self._feed(child)
+            self._feed_all()
+
+    def _feed_all(self) -> None:
+        while self._waiting and (child := max(self._all, key=Child.room, default=None)) and child.room() > 0:
+            self._feed(child)
 
     def feed_after(self, child: Child, key: Claim) -> None:
         """A job of this child is done: give it others, without a look at the database."""
         self._last_free = time.monotonic()
         with self._lock:
             child.take(key)
-            if child.room() > self.extra / 2:
+            if child.room() > self.extra / 2 or len(child.running) < self.threads:
                 while self._waiting and child.room() > 0:
                     self._feed(child)
 
@@ -379,6 +421,7 @@ class Children:
         with self._lock:
             child.asked = None
             self._wait_again([held for key in keys if (held := child.take(key)) is not None])
+            self._feed_all()
 
     def _wait_again(self, back: list[Held]) -> None:
         for held in back:
@@ -387,7 +430,9 @@ class Children:
 
     def _feed(self, child: Child) -> None:
         held = self._waiting.popleft()
-        if time.monotonic() < held.lease_ends and not held.lost:
+        if held.row[_QUEUE] in self.withheld:
+            self.report("withheld", None, held.key, None)
+        elif time.monotonic() < held.lease_ends and not held.lost:
             child.give(held)
         else:  # we were frozen, and another may run it by now
             self.report("late", None, held.key, None)

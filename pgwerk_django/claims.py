@@ -102,6 +102,13 @@ FROM unnest(%(ids)s::uuid[], %(claims)s::integer[]) AS mine (id, claims)
 WHERE {_STILL_MINE}
 """
 
+_TO_STOP = """
+SELECT id, claims, cancel_forced, queue, cancel_requested_at IS NOT NULL FROM _pgwerk_jobs
+WHERE worker_id = %(worker)s AND status = 'RUNNING' AND (
+    cancel_requested_at IS NOT NULL OR prefetched AND queue IN (SELECT name FROM _pgwerk_queues WHERE paused)
+)
+"""
+
 _RENEW = f"""
 UPDATE _pgwerk_jobs job SET lease_until = statement_timestamp() + %(lease)s
 {_MINE} RETURNING job.id
@@ -168,11 +175,6 @@ _HAND_BACK = f"""
 UPDATE _pgwerk_jobs job SET {_HANDED_BACK}
 {_MINE} RETURNING job.id
 """  # noqa: S608
-
-_TO_CANCEL = """
-SELECT id, claims, cancel_forced FROM _pgwerk_jobs
-WHERE worker_id = %(worker)s AND status = 'RUNNING' AND cancel_requested_at IS NOT NULL
-"""
 
 # 1, 2, 4 … 30 s after one another. At random: workers that agree on the instant would have the same one claim it each time.
 # `since` is what the claim found: the start of the job may have been written since, while its module was imported.
@@ -354,11 +356,13 @@ class Claims:
             failure_ttl=conf.current().FAILURE_TTL,
         )
 
-    def to_cancel(self) -> dict[Claim, bool]:
-        """The jobs of this worker that somebody asked to stop, and whether by force."""
+    def to_stop(self) -> tuple[dict[Claim, bool], set[str]]:
+        """The jobs of this worker that somebody asked to stop, and whether by force; and the queues paused since its claims."""
         with transaction.get_connection(self._using).cursor() as cursor:
-            execute(cursor, _TO_CANCEL, {"worker": self._worker_id})
-            return {(pk, claims): forced for pk, claims, forced in cursor.fetchall()}
+            execute(cursor, _TO_STOP, {"worker": self._worker_id})
+            rows = cursor.fetchall()
+        asked = {(pk, claims): forced for pk, claims, forced, _queue, is_asked in rows if is_asked}
+        return asked, {queue for *_, queue, is_asked in rows if not is_asked}
 
     def _sent(self, statement: str, parameters: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """What goes to PostgreSQL. (In tests it takes another instant for now.)"""

@@ -138,6 +138,16 @@ class ProcessDied(PgwerkError):
         super().__init__(f"the process that ran it died: {how}")
 
 
+class UnsupportedProcess(PgwerkError):
+    """A worker cannot run in this process."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(
+            f"a worker must run in a process without {package}'s monkey patches, under which it cannot talk to its child"
+            f" processes: start it without them, got a process that {package} has patched"
+        )
+
+
 class WorkerLost(PgwerkError):
     """The lease of a job ran out: the worker that held it is gone."""
 

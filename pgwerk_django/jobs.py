@@ -246,7 +246,10 @@ async def aenqueue_many(func: Any, calls: Iterable[Sequence[Any] | Mapping[str, 
 
 @at_run_time
 def pause_queue(name: str, *, reason: str = "", by: str = "") -> bool:
-    """Let no more jobs of a queue start, on any worker; what runs goes on. Whether it was not paused before."""
+    """Let no more jobs of a queue start, on any worker; what runs goes on. Whether it was not paused before.
+
+    Jobs that a worker has claimed ahead may still start for at most one poll (`POLL_INTERVAL`); then it hands them back.
+    """
     queues = Queue.objects.using(conf.current().DATABASE)
     with atomic(queues.db):
         queues.bulk_create([Queue(name=declared.queue(name, "name"))], ignore_conflicts=True)

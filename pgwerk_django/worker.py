@@ -2,8 +2,8 @@
 
 import functools
 import json
-import os
 import queue
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -19,7 +19,8 @@ from pgwerk_django import conf, signals
 from pgwerk_django.alerts import Watch
 from pgwerk_django.children import Child, Children, Held
 from pgwerk_django.claims import FIELDS, Claim, Claims, Finished, event_of
-from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied
+from pgwerk_django.cpus import usable_cpus
+from pgwerk_django.exceptions import JobCancelled, JobTimeout, PgwerkError, ProcessDied, UnsupportedProcess
 from pgwerk_django.execution import Outcome, log_failure, with_stack
 from pgwerk_django.guarded import PASSING, Size, Written, survive
 from pgwerk_django.housekeeping import Housekeeping, recover_old
@@ -55,9 +56,20 @@ MOST_REMEMBERED = 100  # functions, the last ones
 TELL_AGAIN = 60.0  # of the same function
 TRY_AGAIN = 1.0  # whether a child can import it: until then its jobs are released without that
 
-_ID, _CLAIMS, _ATTEMPT, _TIMEOUT, _FUNCTION, _UNKNOWN_SINCE = map(
-    FIELDS.index, ("id", "claims", "attempt", "timeout", "function", "unknown_since")
+_ID, _CLAIMS, _ATTEMPT, _TIMEOUT, _FUNCTION, _QUEUE, _UNKNOWN_SINCE = map(
+    FIELDS.index, ("id", "claims", "attempt", "timeout", "function", "queue", "unknown_since")
 )
+
+
+def refuse_green_threads() -> None:
+    """Raise `UnsupportedProcess` where gevent or eventlet has patched what a worker talks to its child processes with."""
+    for package, module, asked in (
+        ("gevent", "gevent.monkey", "is_module_patched"),
+        ("eventlet", "eventlet.patcher", "is_monkey_patched"),
+    ):
+        is_patched = getattr(sys.modules.get(module), asked, None)
+        if is_patched is not None and any(map(is_patched, ("socket", "select", "os", "threading", "thread"))):
+            raise UnsupportedProcess(package)
 
 
 @dataclass(slots=True)
@@ -72,7 +84,7 @@ class _Unknown:
 class Worker:
     """Runs jobs in child processes. Everything said to the queue goes over the loop's one connection, in batches.
 
-    `concurrency` processes (the CPUs) run `threads` jobs each at a time. A job that runs out its `timeout` is stopped: by an
+    `concurrency` processes (the CPUs that it may use) run `threads` jobs each at a time. A job that runs out its `timeout` is stopped: by an
     exception where Python can raise one in it, else with its process, once the jobs beside it are done or
     `shutdown_timeout` is over; those are then handed back.
     """
@@ -88,10 +100,14 @@ class Worker:
         burst: bool = False,
         shutdown_timeout: float = 30,
     ) -> None:
-        """Take jobs from `queues`, the first preferred; from every queue when none is named."""
+        """Take jobs from `queues`, the first preferred; from every queue when none is named.
+
+        Raises `UnsupportedProcess` where gevent or eventlet has patched the standard library.
+        """
         self.using = using or conf.current().DATABASE
         self.queues = list(queues)
-        self.concurrency = concurrency or os.cpu_count() or 1
+        refuse_green_threads()
+        self.concurrency = concurrency or usable_cpus()
         self.threads = threads
         self.max_jobs_per_child = max_jobs_per_child
         self.burst = burst
@@ -315,6 +331,8 @@ class Worker:
                 self._progress[key] = json.dumps(value)
             elif word == "late" and key in self._held:
                 self._lose(self._held.pop(key))
+            elif word == "withheld" and key in self._held:
+                self._to_hand_back.append(self._held[key])
             elif word == "back" and child is not None:
                 with self._deciding:
                     children.came_back(child, value)
@@ -327,6 +345,8 @@ class Worker:
         held = self._held.pop(key, None)
         if held is None or held.lost:
             return
+        if self._children is not None:
+            self._children.took(held.row[_FUNCTION], outcome.seconds)
         known = self._usual < float("inf")
         self._usual = self._usual + (outcome.seconds - self._usual) / 10 if known else outcome.seconds
         if held.stopping is not None and outcome.status != Status.SUCCESSFUL:
@@ -405,7 +425,9 @@ class Worker:
             self._stop(held, JobCancelled("its lease was lost"))
 
     def _ask_who_is_cancelled(self, children: Children) -> None:
-        asked = self._unless_refused(self._claims.to_cancel) or {}
+        asked, paused = self._unless_refused(self._claims.to_stop) or ({}, children.withheld)
+        if paused != children.withheld:
+            children.withhold(paused)
         for key, forced in asked.items():
             held = self._held.get(key)
             if held is None or held.child is None or held.started is None:
@@ -443,6 +465,8 @@ class Worker:
             return None
         size.grow(wanted)
         self._claim_pause = 0.0
+        if children.withheld:  # what can be claimed is not paused any more
+            children.withheld -= {row[_QUEUE] for row in rows}
         if not rows:
             self._found_none = now
         # They are ours from when they were asked for, rather too early; and wait since they are here.

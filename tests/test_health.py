@@ -439,6 +439,7 @@ def test_processes_that_cannot_start_turn_it_red_and_spend_no_attempt(manage: An
     Process.objects.update(heartbeat_at=now() - 10 * SECOND)  # as if it had lasted for longer
     (problem,) = health.judge_here(using="default", role="worker").problems
     assert "died before they were up" in problem.message
+    assert "exit code 1 before it was up: see what it printed" in worker.text()
     job.refresh_from_db()
     assert (job.status, job.attempt) == ("READY", 0)
 

@@ -98,7 +98,7 @@ def test_while_the_table_is_locked_all_are_busy(
         other_session.execute("LOCK TABLE _pgwerk_jobs")
         written = write(claims, held)
         assert (dict(written), written.busy) == ({}, {pk for pk, _ in held})
-        for statement in (lambda: claims.claim(1, []), claims.to_cancel):
+        for statement in (lambda: claims.claim(1, []), claims.to_stop):
             with pytest.raises(DatabaseError) as caught:
                 statement()
             assert refusal_of(caught.value) is Refusal.BUSY

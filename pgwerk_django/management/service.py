@@ -17,7 +17,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import IntegrityError, ProgrammingError
 
 from pgwerk_django import conf, schema
-from pgwerk_django.exceptions import ExtraMissing, shown
+from pgwerk_django.exceptions import ExtraMissing, UnsupportedProcess, shown
 from pgwerk_django.loop import hearing
 from pgwerk_django.models import Schedule
 from pgwerk_django.worker import Worker
@@ -36,6 +36,8 @@ class PgwerkCommand(BaseCommand):
             if wrong := schema.explained(error, conf.current().DATABASE):
                 raise CommandError(wrong) from error
             raise
+        except UnsupportedProcess as error:
+            raise CommandError(str(error)) from error
 
 
 def text_of(instant: dt.datetime | None = None) -> str:
@@ -109,9 +111,19 @@ def stopping(
 
 
 def add_worker_options(parser: Any) -> None:
-    parser.add_argument("--concurrency", type=positive, metavar="N", help="processes that run jobs (default: the CPUs)")
     parser.add_argument(
-        "--threads", type=positive, default=1, metavar="M", help="jobs at a time in each of them (default: %(default)s)"
+        "--concurrency",
+        type=positive,
+        metavar="N",
+        help="processes that run jobs (default: the CPUs that this process may use)",
+    )
+    parser.add_argument(
+        "--threads",
+        "--jobs-per-child",
+        type=positive,
+        default=1,
+        metavar="M",
+        help="jobs at a time in each of them, async ones as well (default: %(default)s)",
     )
     parser.add_argument(
         "--max-jobs-per-child",
