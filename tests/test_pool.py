@@ -111,7 +111,7 @@ def test_nothing_waits_behind_a_job_that_may_take_long() -> None:
         )
         noted("holding")
         wait_until(lambda: Job.objects.filter(meta={"after": True}, status="SUCCESSFUL").count() == 100)
-        assert Job.objects.get(function=hog.function).status == "RUNNING"
+        assert Job.objects.get(function=first.function).status == "RUNNING"
 
 
 @pytest.mark.process
