@@ -342,7 +342,7 @@ def test_a_result_that_is_not_there(result_id: Any) -> None:
 
 
 def test_a_job_that_is_no_task_has_no_result() -> None:
-    for function in ("tests.functions.noop", "tests.functions.gone"):
+    for function in ("tests.functions.noop", "tests.nosuchmodule.gone"):
         job = enqueue(function)
         assert job is not None
         with pytest.raises(exceptions.TaskResultDoesNotExist, match=f"'{function}' is not a Task"):

@@ -396,7 +396,7 @@ def test_a_retry_without_back_off_comes_at_once_and_is_one_job() -> None:
 @pytest.mark.parametrize(
     ("func", "error", "text"),
     [
-        ("tests.functions.missing", Exception, "cannot be imported"),
+        ("tests.nosuchmodule.missing", Exception, "cannot be imported"),
         (functions.not_json, Exception, "the job's result must be JSON"),
         (functions.leave, SystemExit, "SystemExit: 3"),
         (lose_patience, TimeoutError, "of its own"),
