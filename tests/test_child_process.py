@@ -156,7 +156,7 @@ def test_a_program_inherits_neither_our_signals_nor_our_pipe() -> None:
 
 def test_what_a_job_prints_is_seen_while_it_runs(manage: Any) -> None:
     given(job_functions.say, "hello", 3600)
-    worker = manage("runworker", "--concurrency=1", "--shutdown-timeout=0")
+    worker = manage("runworker", "--concurrency=1", "--shutdown-timeout=0", PYTHONUNBUFFERED="")
     wait_until(lambda: worker.says("hello"))
     worker.stop()
 
@@ -165,7 +165,7 @@ def test_what_a_job_prints_is_seen_while_it_runs(manage: Any) -> None:
 def test_what_is_still_to_be_written_or_sent_gets_out_when_a_process_ends(manage: Any, options: list[str]) -> None:
     jobs = [given(each) for each in (job_functions.ship, job_functions.buffered_log, job_functions.ship_in_an_executor)]
     jobs.append(given(job_functions.say_half_a_line))
-    worker = manage("runworker", "--concurrency=1", *options)
+    worker = manage("runworker", "--concurrency=1", *options, PYTHONUNBUFFERED="")
     for job in jobs:
         assert became(job).status == "SUCCESSFUL", job.error
     if options:
