@@ -44,7 +44,7 @@ def test_a_declaration_becomes_a_planned_row(scheduler: Scheduler) -> None:
 
 def move_in() -> None:
     """From an export, with another rule."""
-    exported = json.loads(json_file.dump(Schedule.objects.all()))
+    exported = json.loads("".join(json_file.dump(Schedule.objects.all())))
     exported["schedules"][0].update(cron="0 0 1 1 *", interval=None)
     report = import_text(json.dumps(exported), timezone=None, using="default", dry_run=False)
     assert [line.outcome for line in report.lines] == ["updated"]
