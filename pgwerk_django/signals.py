@@ -52,9 +52,8 @@ job_cancelled = Signal()  # job, attempt, seconds: one that ran, and was stopped
 child_died = Signal()  # pid, how: a process that runs jobs, by itself; another takes its place
 lease_lost = Signal()  # job_id
 jobs_handed_back = Signal()  # jobs: keys of what a stopping worker could not finish
-jobs_unsettled = (
-    Signal()
-)  # jobs: keys of what a stopping worker could neither finish nor hand back; their leases run out
+# jobs: keys of what a stopping worker could neither finish nor hand back; their leases run out
+jobs_unsettled = Signal()
 jobs_forwarded = Signal()  # target, jobs: keys of what was handed over to it
 handover_failed = Signal()  # target, jobs: keys that wait, error: in one line, retry_in: seconds; exception: what was raised, or None; told once a minute
 jobs_not_started = Signal()  # jobs: keys of what did not start in time, and is skipped
