@@ -1008,7 +1008,7 @@ def test_a_deletion_looks_at_no_job_and_needs_no_permission_for_them() -> None:
 
 def test_a_deletion_of_hundreds_names_a_hundred(anna: Client) -> None:
     for number in range(103):
-        make_job(due_at=JAN + dt.timedelta(minutes=number))
+        make_job(due_at=JAN + dt.timedelta(minutes=number), status="SUCCESSFUL")
     asked = anna.post(JOBS, {"action": "delete_selected", "_selected_action": [str(Job.objects.first().pk)],
                              "select_across": "1"}).content.decode()  # fmt: skip
     assert "and 3 more" in asked
@@ -1302,7 +1302,7 @@ def test_jobs_and_processes_are_never_written(anna: Client) -> None:
 
 
 def test_a_job_is_deleted_by_who_may(anna: Client, viewer: Client) -> None:
-    job = make_job()
+    job = make_job(status="SUCCESSFUL")
     url = f"{JOBS}{job.pk}/delete/"
     assert viewer.post(url, {"post": "yes"}).status_code == 403
     assert viewer.get(JOBS).status_code == 200

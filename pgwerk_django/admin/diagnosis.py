@@ -45,24 +45,21 @@ class Surroundings(NamedTuple):
         with transaction.get_connection(using).cursor() as cursor:
             cursor.execute(
                 """
-                SELECT count(*), min(run_at) FROM (
+                SELECT count(*), min(run_at), (
+                    SELECT count(*) FROM (
+                        SELECT FROM _pgwerk_jobs
+                        WHERE status = 'READY' AND unknown_since IS NOT NULL AND queue = %(queue)s
+                            AND function = %(function)s LIMIT %(most)s
+                    ) AS unknown
+                ) FROM (
                     SELECT run_at FROM _pgwerk_jobs
-                    WHERE status = 'READY' AND target = 'worker' AND queue = %s AND run_at <= statement_timestamp() LIMIT %s
+                    WHERE status = 'READY' AND target = 'worker' AND queue = %(queue)s
+                        AND run_at <= statement_timestamp() LIMIT %(most)s
                 ) AS waiting
                 """,
-                [row.queue, MOST_COUNTED],
+                {"queue": row.queue, "function": row.function, "most": MOST_COUNTED},
             )
-            waiting, oldest = cursor.fetchone()
-            cursor.execute(
-                """
-                SELECT count(*) FROM (
-                    SELECT FROM _pgwerk_jobs
-                    WHERE status = 'READY' AND unknown_since IS NOT NULL AND queue = %s AND function = %s LIMIT %s
-                ) AS unknown
-                """,
-                [row.queue, row.function, MOST_COUNTED],
-            )
-            (unknown,) = cursor.fetchone()
+            waiting, oldest, unknown = cursor.fetchone()
         to_send = None if row.target == "worker" else waiting_job(row)
         return cls(processes, queue, waiting, oldest, unknown, to_send)
 
