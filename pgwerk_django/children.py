@@ -430,12 +430,12 @@ class Children:
 
     def _feed(self, child: Child) -> None:
         held = self._waiting.popleft()
-        if held.row[_QUEUE] in self.withheld:
-            self.report("withheld", None, held.key, None)
-        elif time.monotonic() < held.lease_ends and not held.lost:
-            child.give(held)
-        else:  # we were frozen, and another may run it by now
+        if time.monotonic() >= held.lease_ends or held.lost:  # we were frozen, and another may run it by now
             self.report("late", None, held.key, None)
+        elif held.row[_QUEUE] in self.withheld:
+            self.report("withheld", None, held.key, None)
+        else:
+            child.give(held)
 
     def take_back(self) -> list[Held]:
         """The jobs that wait, which wait no longer."""
