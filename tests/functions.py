@@ -187,6 +187,18 @@ def say_progress() -> None:
     job.progress(3, 3, "all of it")
 
 
+def say_after_gate() -> None:
+    """Say how far it is once the gate is open, and end at the second one."""
+    job = current_job()
+    assert job is not None
+    gate.wait()
+    job.progress(1, 2, "half")
+    write("said")
+    pause = threading.Event()
+    while not (folder() / "second gate").exists():
+        pause.wait(0.02)
+
+
 def process_id() -> int:
     return os.getpid()
 

@@ -16,7 +16,7 @@ from asgiref.sync import async_to_sync
 from django.db import connection, connections
 
 from pgwerk_django import signals
-from pgwerk_django.claims import recover_lost
+from pgwerk_django.claims import Claims, recover_lost
 from pgwerk_django.exceptions import JobTimeout
 from pgwerk_django.jobs import (
     aenqueue_many,
@@ -262,15 +262,6 @@ def test_a_worker_that_was_frozen_past_its_lease_drops_its_result(manage: Any) -
     job.refresh_from_db()
     assert (job.status, job.attempt, job.claims) == ("SUCCESSFUL", 2, 2)
     assert "job_finished" not in frozen.text()
-
-
-def test_a_job_whose_lease_was_lost_is_stopped(settings: Any) -> None:
-    settings.PGWERK = {"LEASE": 1, "POLL_INTERVAL": 0.05}
-    given(functions.spin)
-    with working():
-        noted("spinning")
-        Job.objects.update(claims=2, worker_id=12345)  # another took it
-        wait_until(lambda: ["cleaned up"] in functions.read())
 
 
 def test_what_waits_in_a_workers_hands_is_not_run_once_the_lease_is_over() -> None:
@@ -561,6 +552,15 @@ def test_a_running_job_is_stopped_by_force(name: str) -> None:
         became(job)
         assert became(given(functions.add, 1)).result == 1
     assert (job.status, job.attempt, job.error.splitlines()[0]) == ("CANCELLED", 1, "cancelled while it ran")
+
+
+def test_a_gentle_cancel_does_not_take_back_an_earlier_one_by_force() -> None:
+    job = given(functions.noop)
+    worker = Claims(1, "w", lease=60, using="default")
+    worker.claim(1, [])
+    assert job.cancel(force=True)
+    assert job.cancel(reason="once more")
+    assert worker.to_stop()[0] == {(job.pk, 1): True}
 
 
 def test_a_cancelled_job_is_not_tried_again() -> None:

@@ -274,6 +274,21 @@ def test_a_cancel_amid_a_transaction_takes_the_send_back() -> None:
     assert (DBTaskResult.objects.count(), status("one")) == (0, "CANCELLED")
 
 
+def test_what_is_being_sent_is_not_skipped_when_its_time_to_start_is_over(apple: Fake, over: HandOver) -> None:
+    """Its engine may have it already."""
+    apple.hanging.add("one")
+    put("one", "two", start_by=database_now("default") + MINUTE)
+    try:
+        wait_until(lambda: (work(over), apple.threads)[1])
+        Job.objects.update(start_by=database_now("default") - SECOND)
+        put("waits", start_by=database_now("default") - SECOND)
+        assert Job.objects.all().skip_not_started(10) == 1
+    finally:
+        apple.gate.set()
+    wait_until(lambda: (work(over), status("one") == status("two") == "FORWARDED")[1])
+    assert status("waits") == "SKIPPED"
+
+
 def test_no_more_than_a_few_threads_hang(apple: Fake, over: HandOver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "STUCK", 0.05)
     apple.hanging = {f"{n}" for n in range(10)}

@@ -1,20 +1,24 @@
 """Leases: who has vanished is found, and nobody is taken for lost while he could not renew."""
 
 import datetime as dt
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, connections
 
-from pgwerk_django import outbox
+from pgwerk_django import outbox, signals
 from pgwerk_django.claims import recover_lost
 from pgwerk_django.handover import hand_over
 from pgwerk_django.housekeeping import Recovery, recover_old
 from pgwerk_django.models import Job, Process
 from pgwerk_django.outbox import Outbox
 from pgwerk_django.scheduler import Scheduler
+from pgwerk_django.worker import Worker
+from tests import functions
 from tests.processes import database_url
 from tests.time_travel import HOUR, SECOND, now
 from tests.waiting import wait_until
@@ -221,6 +225,36 @@ def door() -> Iterator[Callable[[bool], None]]:
 
         yield door
         door(True)
+
+
+@pytest.mark.process
+def test_results_and_progress_outlive_an_outage(door: Any, notes: Any) -> None:
+    jobs = [Job.objects.create(function=f"tests.functions.{name}") for name in ("wait_for_gate", "say_after_gate")]
+    worker = Worker(concurrency=2)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    thread.start()
+    lost = threading.Event()
+    signals.database_lost.connect(lambda **event: lost.set(), weak=False, dispatch_uid="test")
+    try:
+        wait_until(lambda: Job.objects.filter(started_at__isnull=False).count() == 2)
+        door(False)
+        assert lost.wait(10)
+        (notes / "gate").touch()
+        wait_until(lambda: {"leaving", "said"} <= {note[0] for note in functions.read()})
+        heard = time.monotonic() + 1
+        wait_until(lambda: time.monotonic() > heard)  # while the worker tries to write, in vain
+        door(True)
+        wait_until(lambda: Job.objects.get(pk=jobs[1].pk).progress is not None)
+        wait_until(lambda: status(jobs[0]) == "SUCCESSFUL")
+        assert status(jobs[1]) == "RUNNING"
+        assert jobs[1].progress["note"] == "half"
+        (notes / "second gate").touch()
+    finally:
+        (notes / "second gate").touch()
+        signals.database_lost.disconnect(dispatch_uid="test")
+        worker.stop()
+        thread.join(20)
+    assert set(Job.objects.values_list("status", "claims")) == {("SUCCESSFUL", 1)}
 
 
 def test_an_outage_longer_than_a_lease_costs_no_live_worker_its_job(manage: Any, door: Any, notes: Any) -> None:

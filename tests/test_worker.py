@@ -2,6 +2,7 @@
 
 import datetime as dt
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from pgwerk_django import jobs, signals
-from pgwerk_django.claims import Claim, Claims, recover_lost
+from pgwerk_django.claims import FIELDS, MOST_FALSE_STARTS, Claim, Claims, recover_lost
 from pgwerk_django.execution import Outcome, backoff_before
-from pgwerk_django.jobs import aenqueue, current_job, enqueue
+from pgwerk_django.jobs import aenqueue, current_job, enqueue, pause_queue, resume_queue
 from pgwerk_django.models import Job, Process, Schedule
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.worker import Worker
@@ -74,7 +75,9 @@ def test_from_a_schedule_to_a_finished_job(scheduler: Scheduler) -> None:
 )
 def test_a_failure_says_why_and_stops_nothing_else(func: str, args: list[Any], said: str) -> None:
     good = enqueue(functions.add, 1)
-    job = run(func, *args)
+    job = Job.objects.create(function=func, args=args)  # as older code did, or SQL: `enqueue` refuses some of them
+    work()
+    job.refresh_from_db()
     assert job.status == "FAILED"
     assert said in job.error
     assert job.expires_at == job.finished_at + dt.timedelta(days=30)
@@ -184,23 +187,78 @@ def test_a_claim_walks_the_index() -> None:
     assert "Seq Scan on _pgwerk_jobs" not in plan
 
 
-def test_two_workers_share_and_none_runs_twice() -> None:
-    for number in range(60):
-        enqueue(functions.remember, number)
+def beside(action: Callable[[], object]) -> threading.Thread:
+    """Do it on a thread, which has a connection of its own."""
 
-    def host() -> None:
+    def run() -> None:
         try:
-            work(concurrency=3)
+            action()
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=host) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(note for (note,) in functions.read()) == list(range(60))
-    assert set(Job.objects.values_list("status", "claims")) == {("SUCCESSFUL", 1)}
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def claims_of(worker: int) -> Claims:
+    return Claims(worker, f"worker {worker}", lease=60, using="default")
+
+
+def test_two_workers_share_and_none_runs_twice() -> None:
+    """One claims while the other's claim is not yet committed: that is the instant at which both see the same jobs."""
+    jobs = [Job.objects.create(function="tests.functions.remember", args=[number]) for number in range(6)]
+    worker = Worker(burst=True, concurrency=1)
+    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
+    try:
+        with transaction.atomic():
+            claimed = [row[0] for row in claims_of(999).claim(3, [])]
+            thread.start()
+            wait_until(lambda: len(functions.read()) == 3, 10)
+    finally:
+        worker.stop()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert claimed == [job.pk for job in jobs[:3]]
+    assert sorted(note for (note,) in functions.read()) == [3, 4, 5]
+    assert set(Job.objects.values_list("status", "worker_id", "claims").filter(pk__in=claimed)) == {("RUNNING", 999, 1)}
+
+
+def test_a_claim_leaves_what_another_worker_is_claiming_and_waits_for_nothing() -> None:
+    jobs = [Job.objects.create(function="tests.functions.noop") for _ in range(4)]
+    others: list[Any] = []
+    with transaction.atomic():
+        first = claims_of(1).claim(2, [])
+        beside(lambda: others.extend(claims_of(2).claim(4, []))).join(20)
+    assert [row[0] for row in first] == [job.pk for job in jobs[:2]]
+    assert [row[0] for row in others] == [job.pk for job in jobs[2:]]
+    assert set(Job.objects.values_list("status", "claims")) == {("RUNNING", 1)}
+
+
+@pytest.mark.parametrize("queues", [[], ["mail", "other"], ["other", "mail"]], ids=["all", "first", "second"])
+def test_a_paused_queue_waits_whether_it_is_named_or_not(queues: list[str]) -> None:
+    for queue in ("mail", "other"):
+        enqueue(functions.remember, queue, _queue=queue)
+    pause_queue("mail")
+    assert [row[FIELDS.index("queue")] for row in claims_of(1).claim(5, queues)] == ["other"]
+    assert claims_of(1).claim(5, ["mail"]) == []
+    resume_queue("mail")
+    assert len(claims_of(1).claim(5, queues)) == 1
+
+
+def test_a_claim_keeps_its_limit_and_the_order_of_queues_above_that_of_priorities() -> None:
+    for queue, priority in (("slow", 9), ("fast", 0), ("fast", 1), ("slow", 8)):
+        enqueue(functions.noop, _queue=queue, _priority=priority)
+    queue, priority = FIELDS.index("queue"), FIELDS.index("priority")
+    first, second = ([(row[queue], row[priority]) for row in claims_of(1).claim(3, ["fast", "slow"])] for _ in range(2))
+    assert (first, second) == ([("fast", 1), ("fast", 0), ("slow", 9)], [("slow", 8)])
+
+
+def test_what_was_to_start_by_now_is_not_begun() -> None:
+    enqueue(functions.noop)
+    Job.objects.create(function="tests.functions.noop", start_by=now() - SECOND)
+    later = Job.objects.create(function="tests.functions.noop", start_by=now() + HOUR)
+    assert [row[FIELDS.index("start_by")] for row in claims_of(1).claim(5, [])] == [None, later.start_by]
 
 
 # -- leases ----------------------------------------------------------------------------------------------------------
@@ -227,6 +285,50 @@ def test_a_lost_job_is_claimed_again_while_attempts_remain() -> None:
     job.refresh_from_db()
     assert (job.status, job.attempt, job.claims, job.error) == ("SUCCESSFUL", 2, 2, "")
     assert [error["error"] for error in job.errors] == ["worker lost"]
+
+
+def test_what_a_lost_worker_had_only_prefetched_spends_no_attempt() -> None:
+    job = lost(prefetched=True, max_attempts=2, attempt=2, claims=2, error="of the attempt before")
+    assert recover_lost(using="default") == 1
+    job.refresh_from_db()
+    assert (job.status, job.attempt, job.errors, job.error) == ("READY", 1, [], "of the attempt before")
+    assert (job.worker_id, job.finished_at, job.expires_at) == (None, None, None)
+
+
+def test_a_job_that_ends_each_worker_before_it_begins_does_not_come_back_for_ever() -> None:
+    enqueue(functions.noop, _max_attempts=2)
+    seen = []
+    while len(claims_of(1).claim(1, [])) == 1 and len(seen) < 2 * MOST_FALSE_STARTS:
+        Job.objects.update(lease_until=now() - HOUR)
+        recover_lost(using="default")
+        seen.append(Job.objects.values_list("status", "attempt").get())
+    assert seen == [("READY", 0)] * MOST_FALSE_STARTS + [("READY", 1), ("FAILED", 2)]
+    assert Job.objects.get().error == "worker lost"
+
+
+def test_a_lost_job_that_had_begun_spends_its_attempt() -> None:
+    job = enqueue(functions.noop)
+    assert job is not None
+    claims_of(1).claim(1, [])
+    claims_of(1).begin({(job.pk, 1): 0.0})
+    Job.objects.update(lease_until=now() - HOUR)
+    recover_lost(using="default")
+    assert Job.objects.values_list("status", "attempt").get() == ("FAILED", 1)
+
+
+def test_a_lost_job_that_somebody_cancelled_is_not_run_again() -> None:
+    job = lost(max_attempts=5)
+    job.cancel()
+    work()
+    job.refresh_from_db()
+    assert (job.status, job.claims) == ("CANCELLED", 1)
+
+
+def test_a_lost_job_keeps_its_own_time_to_live() -> None:
+    job = lost(failure_ttl=20)
+    recover_lost(using="default")
+    job.refresh_from_db()
+    assert job.expires_at == job.finished_at + 20 * SECOND
 
 
 def test_a_job_under_a_lease_is_left_to_its_worker() -> None:
@@ -258,23 +360,42 @@ def test_only_the_holder_of_the_claim_finishes(settings: Any) -> None:
     assert heard == [job.pk]
 
 
-def test_the_lease_of_a_long_job_is_renewed(settings: Any) -> None:
-    settings.PGWERK = {"LEASE": 0.3, "POLL_INTERVAL": 0.05}
+def test_the_lease_of_a_long_job_is_renewed_long_before_it_is_over(settings: Any) -> None:
+    """Others look each third of a lease, and take what they have seen expired twice."""
+    settings.PGWERK = {"LEASE": 3, "POLL_INTERVAL": 60}
     job = enqueue(functions.wait_for_gate)
     assert job is not None
-    worker = Worker(burst=True, concurrency=1)
-    thread = threading.Thread(target=lambda: (worker.run(), connections.close_all()))
-    thread.start()
+    worker = beside(Worker(burst=True, concurrency=1).run)
+
+    def lease() -> dt.datetime:
+        return Job.objects.values_list("lease_until", flat=True).get() or now()
+
     try:
-        wait_until(lambda: Job.objects.get().lease_until is not None)
-        first = Job.objects.get().lease_until
-        wait_until(lambda: (Job.objects.get().lease_until or first) > first + SECOND)
-        assert recover_lost(using="default") == 0
+        wait_until(lambda: Job.objects.get().status == "RUNNING")
+        for _ in range(2):
+            before = lease()
+            wait_until(lambda: lease() > before)  # noqa: B023
+            assert before - now() > SECOND
     finally:
         functions.gate.set()
-        thread.join(20)
+        worker.join(20)
     job.refresh_from_db()
     assert (job.status, job.result) == ("SUCCESSFUL", "through")
+
+
+def test_a_job_whose_lease_was_lost_is_stopped(settings: Any) -> None:
+    settings.PGWERK = {"LEASE": 1, "POLL_INTERVAL": 0.05}
+    enqueue(functions.spin)
+    worker = Worker(concurrency=1)
+    thread = beside(worker.run)
+    try:
+        wait_until(lambda: [note[0] for note in functions.read()] == ["spinning"])
+        Job.objects.update(claims=2, worker_id=12345)  # another took it
+        wait_until(lambda: ["cleaned up"] in functions.read())
+    finally:
+        worker.hurry()
+        thread.join(20)
+    assert set(Job.objects.values_list("status", "claims", "worker_id")) == {("RUNNING", 2, 12345)}
 
 
 WRITES = {
@@ -302,6 +423,65 @@ def test_who_has_a_claim_no_more_writes_nothing(write: Callable[[Claims, Claim],
         assert not write(claims, claim)
         assert Job.objects.values().get() == held
     assert write(mine, (job.pk, 2))
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_was_found_lost_is_not_written_by_its_late_worker(write: Callable[[Claims, Claim], object]) -> None:
+    """It has failed for good, and people were told so."""
+    job = lost()
+    recover_lost(using="default")
+    failed = Job.objects.values().get()
+    assert failed["status"] == "FAILED"
+    assert not write(claims_of(999), (job.pk, 1))
+    assert Job.objects.values().get() == failed
+
+
+# -- cancelling ------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_hears_of_cancels_of_its_own_jobs_only() -> None:
+    for _ in range(2):
+        enqueue(functions.noop)
+    mine, another = (claims_of(worker).claim(1, [])[0][0] for worker in (1, 2))
+    assert claims_of(1).to_stop() == ({}, set())
+    Job.objects.all().cancel()
+    assert claims_of(1).to_stop()[0] == {(mine, 1): False}
+    Job.objects.filter(pk=another).cancel(force=True)
+    assert claims_of(2).to_stop()[0] == {(another, 1): True}
+
+
+def test_what_was_cancelled_is_handed_back_as_cancelled() -> None:
+    job = enqueue(functions.noop, _failure_ttl=20)
+    assert job is not None
+    claims_of(1).claim(1, [])
+    job.cancel()
+    claims_of(1).hand_back([(job.pk, 1)])
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("CANCELLED", 0)
+    assert job.expires_at == job.finished_at + 20 * SECOND
+
+
+def test_an_attempt_that_fails_after_a_cancel_is_the_last() -> None:
+    job = enqueue(functions.noop, _max_attempts=3, _failure_ttl=20)
+    assert job is not None
+    claims_of(1).claim(1, [])
+    job.cancel()
+    failed = Outcome(status="READY", error="ValueError", ended=time.monotonic(), seconds=0.0)
+    assert claims_of(1).finish([((job.pk, 1), failed)])[job.pk].status == "CANCELLED"
+    job.refresh_from_db()
+    assert (job.status, job.errors) == ("CANCELLED", [])
+    assert job.expires_at == job.finished_at + 20 * SECOND
+
+
+def test_a_retried_job_forgets_that_it_was_cancelled_and_how() -> None:
+    job = enqueue(functions.noop)
+    assert job is not None
+    job.cancel(force=True)
+    assert job.retry()
+    [(pk, *_)] = claims_of(1).claim(1, [])
+    assert claims_of(1).to_stop() == ({}, set())
+    job.cancel()
+    assert claims_of(1).to_stop()[0] == {(pk, 1): False}
 
 
 # -- time-outs and stopping ------------------------------------------------------------------------------------------
@@ -341,6 +521,41 @@ def test_what_does_not_finish_in_time_is_handed_back_without_spending_an_attempt
     job.refresh_from_db()
     assert (job.status, job.attempt, job.claims, job.worker_id) == ("READY", 0, 1, None)
     assert 'jobs_handed_back jobs="the long one"' in caplog.text
+
+
+def is_asleep(cursor: Any) -> bool:
+    """Whether some statement is in `pg_sleep()`."""
+    cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    return bool(cursor.fetchone()[0])
+
+
+def test_what_is_handed_back_runs_nowhere_any_more() -> None:
+    """Another worker may begin it at that instant."""
+    enqueue(functions.beat)
+    worker = Worker(concurrency=1, shutdown_timeout=0)
+    thread = beside(worker.run)
+    wait_until(functions.read)
+    with connection.cursor() as cursor:  # holds the row until the instant at which it is handed back has been looked at
+        cursor.execute(
+            """
+            CREATE FUNCTION handed_back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                PERFORM pg_sleep(0.5);
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER handed_back BEFORE UPDATE ON _pgwerk_jobs FOR EACH ROW
+                WHEN (NEW.status = 'READY') EXECUTE FUNCTION handed_back()
+            """
+        )
+        try:
+            worker.stop()
+            wait_until(lambda: is_asleep(cursor))
+            beats = len(functions.read())
+            thread.join(20)
+        finally:
+            cursor.execute("DROP TRIGGER handed_back ON _pgwerk_jobs; DROP FUNCTION handed_back")
+    assert not thread.is_alive()
+    assert len(functions.read()) == beats
+    assert Job.objects.get().status == "READY"
 
 
 # -- retention -------------------------------------------------------------------------------------------------------
