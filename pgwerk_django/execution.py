@@ -27,6 +27,7 @@ from pgwerk_django.exceptions import (
     TransactionLeftOpen,
     class_path,
     exc_info_of,
+    in_one_line,
     is_ours,
     named,
     shown,
@@ -241,7 +242,7 @@ def log_failure(job: Any, outcome: Outcome, error: BaseException) -> None:
         logger.log(
             logging.WARNING if outcome.status == Status.READY else logging.ERROR,
             "job %s failed: %s, attempt %s of %s",
-            job.key, job.function, job.attempt, job.max_attempts,
+            in_one_line(job.key), in_one_line(job.function), job.attempt, job.max_attempts,
             exc_info=exc_info_of(error),
             extra={"job_id": str(job.pk), "job_key": job.key, "job_function": job.function, "job_attempt": job.attempt},
         )  # fmt: skip
