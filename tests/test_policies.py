@@ -32,9 +32,19 @@ def test_a_due_time_exactly_as_old_as_the_grace_is_no_misfire(misfire: str) -> N
     assert judge(every, at(11, 59, 30), misfire).fire == (at(11, 59, 30),)
 
 
-def test_several_due_times_within_the_grace_each_fire() -> None:
-    every = Interval(10, at(12, 0))
-    assert judge(every, at(12, 0), Misfire.LATEST).fire == tuple(at(12, 0, s) for s in (0, 10, 20, 30))
+@pytest.mark.parametrize("misfire", Misfire.values)
+@pytest.mark.parametrize("first", [at(12, 0), at(11, 59, 30)])
+def test_several_due_times_within_the_grace_each_fire(misfire: str, first: dt.datetime) -> None:
+    """Also if the first is exactly as old as the grace."""
+    due = judge(Interval(10, first), first, misfire)
+    assert due.fire == tuple(first + n * dt.timedelta(seconds=10) for n in range((NOW - first).seconds // 10 + 1))
+    assert due.dropped is None
+
+
+def test_skip_fires_what_is_exactly_as_old_as_the_grace_and_drops_what_came_before() -> None:
+    due = judge(Interval(30, at(11, 0)), at(11, 0), Misfire.SKIP)
+    assert due.dropped == Span(at(11, 0), at(11, 59))
+    assert due.fire == (at(11, 59, 30), at(12, 0), at(12, 0, 30))
 
 
 def test_latest_fires_once_and_records_what_it_dropped() -> None:

@@ -1,6 +1,8 @@
 """What a live scheduler repeats is prepared in its session, and in no session that is not its own."""
 
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,9 +67,13 @@ def test_a_look_is_not_planned_again() -> None:
 
 @pytest.mark.usefixtures("keeping")
 def test_a_plan_does_not_outlive_what_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared, "OLDEST_PLAN", -1.0)
+    """Some seconds later the tables may be another size."""
     Schedule.objects.look()
+    assert asked(Schedule.objects.look) == ["EXECUTE"]
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 15)
+    monkeypatch.setattr("pgwerk_django.prepared.time", later)
     assert asked(Schedule.objects.look) == ["SET", "EXECUTE"]
+    assert asked(Schedule.objects.look) == ["EXECUTE"]
 
 
 @pytest.mark.usefixtures("keeping")

@@ -287,9 +287,19 @@ def test_the_connections_time_zone_moves_nothing(scheduler: Scheduler, connectio
     found = [job.due_at for job in jobs(row)]
     assert found == [before + n * dt.timedelta(days=1) for n in range(len(found))]
     assert len(found) > 20
+    keys = {job.key for job in jobs(row)}
+    assert keys == {f"{row.name}@{due_at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%S.%f}Z" for due_at in found if due_at}
     with connection.cursor() as cursor:
         cursor.execute("SHOW timezone")
         assert cursor.fetchone() == ("America/New_York",)
+
+
+def test_the_connections_time_zone_moves_no_span(scheduler: Scheduler, connection_in_new_york: object) -> None:
+    row = make(ago=3 * HOUR, interval=3600)
+    scheduler.tick()
+    skipped, ran = jobs(row)
+    assert dt.datetime.fromisoformat(skipped.result["first_due_at"]) == row.next_run_at
+    assert dt.datetime.fromisoformat(skipped.result["last_due_at"]) == ran.due_at - HOUR
 
 
 # -- misfire ---------------------------------------------------------------------------------------------------------
@@ -333,6 +343,28 @@ def test_skip_records_what_it_drops_and_waits_for_the_next(scheduler: Scheduler)
     assert after.run_count == 0
 
 
+def test_a_due_time_that_skip_dropped_is_dropped_once(scheduler: Scheduler) -> None:
+    """Its row stands for all of the span: one of them that is set by hand has no other."""
+    row = make(ago=50 * MINUTE, interval=600, _misfire="SKIP", _misfire_grace=0)
+    scheduler.tick()
+    (skipped,) = jobs(row)
+    Schedule.objects.filter(pk=row.pk).update(next_run_at=row.next_run_at + 20 * MINUTE)
+    assert scheduler.tick() == 1
+    assert [job.pk for job in jobs(row)] == [skipped.pk]
+    assert reread(row).next_run_at == row.next_run_at + HOUR
+
+
+@pytest.mark.parametrize(("own", "kept"), [(100, 100), (0, 0), (None, 7 * 24 * 3600)])
+def test_a_skipped_due_time_is_kept_for_the_time_of_a_result(
+    scheduler: Scheduler, settings: object, own: int | None, kept: int
+) -> None:
+    settings.PGWERK = {"RESULT_TTL": 7 * 24 * 3600, "AUTODISCOVER": ()}  # type: ignore[attr-defined]
+    row = make(ago=90 * MINUTE, interval=3600, _misfire="SKIP", _result_ttl=own)
+    scheduler.tick()
+    (skipped,) = jobs(row)
+    assert skipped.expires_at - skipped.finished_at == kept * SECOND
+
+
 def test_the_grace_is_the_schedules_own(scheduler: Scheduler) -> None:
     row = make(ago=HOUR + 10 * SECOND, interval=3600, _misfire="SKIP", _misfire_grace=7200)
     scheduler.tick()
@@ -365,6 +397,16 @@ def test_overlap(scheduler: Scheduler, overlap: str, earlier: str, expected: str
     assert job.status == expected
     assert (f"job {open_job.pk}" in job.reason) == (expected == "SKIPPED")
     assert reread(row).next_run_at == row.next_run_at + MINUTE
+
+
+def test_a_job_that_has_started_overlaps_after_the_time_to_start(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND, _overlap="SKIP", _start_within="next")
+    running = Job.objects.create(
+        schedule=row, schedule_name=row.name, status="RUNNING", kind="scheduled", start_by=now() - MINUTE
+    )
+    scheduler.tick()
+    job = Job.objects.exclude(pk=running.pk).get()
+    assert (job.status, f"job {running.pk}" in job.reason) == ("SKIPPED", True)
 
 
 def test_a_job_of_another_schedule_is_no_overlap(scheduler: Scheduler) -> None:
@@ -472,6 +514,23 @@ def test_max_runs_counts_neither_skipped_nor_triggered(scheduler: Scheduler) -> 
     assert reread(row).next_run_at is not None
 
 
+def test_max_runs_lowered_to_what_has_run_is_the_end(scheduler: Scheduler) -> None:
+    row = make(ago=9 * MINUTE, interval=60, _misfire="ALL", _max_runs=9)
+    Schedule.objects.filter(pk=row.pk).update(run_count=3)
+    Schedule.objects.filter(pk=row.pk).update(max_runs=2)
+    assert reread(row).next_run_at == row.next_run_at
+    assert scheduler.tick() == 1
+    assert jobs(row) == []
+    assert (reread(row).next_run_at, reread(row).error) == (None, "")
+
+
+def test_max_runs_raised_before_the_end_loses_no_due_time(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND, _max_runs=2)
+    Schedule.objects.filter(pk=row.pk).update(max_runs=3)
+    scheduler.tick()
+    assert [job.due_at for job in jobs(row)] == [row.next_run_at]
+
+
 def test_max_runs_raised_after_the_end_goes_on(scheduler: Scheduler) -> None:
     row = make(ago=SECOND, _max_runs=1)
     scheduler.tick()
@@ -499,6 +558,38 @@ def test_jitter_moves_the_run_and_never_the_due_time(scheduler: Scheduler) -> No
         delays.add(job.run_at - job.enqueued_at)
     assert dt.timedelta() <= min(delays) <= max(delays) <= 300 * SECOND
     assert len(delays) > 10
+
+
+def test_the_smallest_jitter_is_none_or_all_of_it(scheduler: Scheduler) -> None:
+    for number in range(40):
+        make(ago=5 * HOUR, interval=86400, _jitter=1, _name=f"s{number}")
+    scheduler.tick()
+    assert {job.run_at - job.enqueued_at for job in Job.objects.all()} == {dt.timedelta(), SECOND}
+
+
+def test_jitter_lets_no_job_run_before_it_was_written(scheduler: Scheduler) -> None:
+    row = make(ago=30 * SECOND, _jitter=1)
+    scheduler.tick()
+    (job,) = jobs(row)
+    assert job.run_at == job.enqueued_at
+
+
+def test_jitter_differs_from_due_time_to_due_time(scheduler: Scheduler) -> None:
+    row = make(ago=19 * MINUTE, interval=60, _misfire="ALL", _jitter=600)
+    scheduler.tick()
+    found = jobs(row)
+    assert len(found) == 20
+    assert len({job.run_at - job.enqueued_at for job in found if job.due_at < job.enqueued_at - 2 * MINUTE}) > 5
+
+
+def test_a_trigger_knows_no_jitter(scheduler: Scheduler) -> None:
+    """It is for now."""
+    rows = [make(interval=3600, ago=-HOUR, _jitter=600, _name=f"s{number}") for number in range(5)]
+    Schedule.objects.all().trigger()
+    scheduler.tick()
+    for row in rows:
+        (job,) = jobs(row, kind="trigger")
+        assert job.run_at == job.enqueued_at
 
 
 # -- promise 6: trigger ----------------------------------------------------------------------------------------------
@@ -554,6 +645,15 @@ def test_a_trigger_that_lies_ahead_waits(scheduler: Scheduler, paused: bool) -> 
     assert scheduler.tick() == 1
     assert [job.kind for job in jobs(row)] == ["trigger"]
     assert scheduler.tick() == 0
+
+
+def test_a_trigger_that_lies_ahead_is_not_used_up_by_a_due_time(scheduler: Scheduler) -> None:
+    row = make(ago=SECOND)
+    at = now() + 2 * HOUR
+    Schedule.objects.filter(pk=row.pk).update(triggered_at=at, triggered_by="ada")
+    assert scheduler.tick() == 1
+    assert [job.kind for job in jobs(row)] == ["scheduled"]
+    assert (reread(row).triggered_at, reread(row).triggered_by) == (at, "ada")
 
 
 def test_a_trigger_asked_twice_before_a_tick_is_one_run(scheduler: Scheduler) -> None:
@@ -749,6 +849,17 @@ def test_rows_that_the_database_refuses_are_found_by_halving(scheduler: Schedule
     for row in bad:
         assert "not this one" in reread(row).error
         assert reread(row).next_run_at is None
+    assert scheduler.tick() == 0
+
+
+def test_a_trigger_that_the_database_refuses_is_out_of_the_way(scheduler: Scheduler, refusing_table: object) -> None:
+    bad = make(ago=-HOUR, _name="bad")
+    scheduler.trigger(bad.name, by="ada")
+    assert scheduler.tick() == 1
+    aside = reread(bad)
+    assert "not this one" in aside.error
+    assert (aside.triggered_at, aside.triggered_by) == (None, "")
+    assert not Schedule.objects.due().exists()
     assert scheduler.tick() == 0
 
 
@@ -1032,6 +1143,25 @@ def test_a_job_is_to_start_within_so_many_seconds(scheduler: Scheduler) -> None:
     scheduler.tick()
     (job,) = jobs(row)
     assert job.start_by == job.run_at + 30 * SECOND
+
+
+def test_it_has_that_long_from_its_jittered_run(scheduler: Scheduler) -> None:
+    for number in range(10):
+        make(ago=SECOND, interval=86400, _start_within=30, _jitter=3600, _name=f"s{number}")
+    scheduler.tick()
+    found = list(Job.objects.all())
+    assert max(job.run_at - job.enqueued_at for job in found) > 30 * SECOND
+    assert {job.start_by - job.run_at for job in found} == {30 * SECOND}
+
+
+def test_a_trigger_in_a_pause_may_start_at_any_time(scheduler: Scheduler) -> None:
+    """No due time comes after it: the one on the row does not count during a pause."""
+    row = make(ago=HOUR, _start_within="next")
+    scheduler.pause(row.name)
+    scheduler.trigger(row.name)
+    scheduler.tick()
+    (job,) = jobs(row)
+    assert (job.kind, job.status, job.start_by) == ("trigger", "READY", None)
 
 
 @pytest.mark.parametrize("value", ["next", 0])
