@@ -7,11 +7,11 @@ import uuid
 import psycopg
 import pytest
 from django.core.management import call_command
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.db.models.deletion import Collector
 from django.db.models.functions import Now
 
-from pgwerk_django import claims, outbox
+from pgwerk_django import claims, outbox, signals
 from pgwerk_django.models import (
     _LOOK,
     DUE,
@@ -19,6 +19,7 @@ from pgwerk_django.models import (
     Misfire,
     Overlap,
     Process,
+    Queue,
     Schedule,
     State,
     Status,
@@ -347,7 +348,13 @@ def test_a_schedule_wakes_only_when_it_became_due_earlier(listener: psycopg.Conn
 
 
 def test_jobs_wake_once_for_a_statement_and_a_queue(listener: psycopg.Connection) -> None:
-    Job.objects.bulk_create([Job(queue=queue) for queue in ("a", "b", "a")] + [Job(queue="c", status="SKIPPED")])
+    Job.objects.bulk_create(
+        [Job(queue=queue) for queue in ("a", "b", "a")]
+        + [
+            Job(queue="c", status="SKIPPED"),
+            Job(queue="d", target="celery"),  # a scheduler hands it over
+        ]
+    )
     assert sorted(heard(listener)) == [("pgwerk_jobs", "a"), ("pgwerk_jobs", "b")]
 
 
@@ -467,6 +474,16 @@ def test_deleting_by_sql_cancels_what_waits(statement: str) -> None:
     assert adhoc.status == "READY"
 
 
+def test_the_jobs_of_a_deleted_schedule_are_kept_as_long_as_failures(settings: object) -> None:
+    settings.PGWERK = {"FAILURE_TTL": 7200, "RESULT_TTL": 60}  # type: ignore[attr-defined]
+    row = make(_name="gone")
+    for key, ttl in (("own", 100), ("none", None)):
+        Job.objects.create(key=key, schedule=row, schedule_name=row.name, failure_ttl=ttl, result_ttl=9)
+    row.delete()
+    kept = {job.key: job.expires_at - job.finished_at for job in Job.objects.all()}
+    assert kept == {"own": 100 * SECOND, "none": 2 * HOUR}
+
+
 def test_deleting_by_djangos_collector_cancels_what_waits() -> None:
     """As it does for a model of the site that cascades to schedules: without our queryset."""
     row = make(_name="gone")
@@ -518,6 +535,132 @@ def test_what_has_not_finished_has_no_end_of_its_life(status: Status) -> None:
             Job.objects.create(status=status, expires_at=now())
     else:
         Job.objects.create(status=status, expires_at=now())
+
+
+# -- jobs, by hand -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", Status)
+def test_cancelling_ends_what_waits_asks_what_runs_and_changes_nothing_else(status: Status, settings: object) -> None:
+    settings.PGWERK = {"FAILURE_TTL": 7200, "RESULT_TTL": 60}  # type: ignore[attr-defined]
+    before = Job.objects.create(status=status)
+    own = Job.objects.create(status=status, failure_ttl=100, result_ttl=50)
+    is_open = status in (Status.READY, Status.RUNNING)
+    assert Job.objects.all().cancel(by="ada", reason="why") == (2 if is_open else 0)
+    job = Job.objects.get(pk=before.pk)
+    own.refresh_from_db()
+    if status == Status.READY:
+        assert (job.status, job.reason) == ("CANCELLED", "cancelled by ada: why")
+        assert abs(job.finished_at - now()) < MINUTE
+        assert job.expires_at - job.finished_at == 2 * HOUR
+        assert own.expires_at - own.finished_at == 100 * SECOND
+    else:
+        assert (job.status, job.finished_at, job.expires_at) == (status, None, None)
+        assert (job.cancel_requested_at is not None, job.reason != "") == (is_open, is_open)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_retry_is_of_what_failed_or_was_cancelled_alone(status: Status) -> None:
+    job = Job.objects.create(status=status, attempt=1)
+    may = status in (Status.FAILED, Status.CANCELLED)
+    assert Job.objects.all().retry() == may
+    job.refresh_from_db()
+    assert job.status == ("READY" if may else status)
+
+
+@pytest.mark.parametrize(("attempt", "most", "becomes"), [(1, 5, 5), (3, 3, 4), (0, 1, 1)])
+def test_a_retried_job_is_as_good_as_new(attempt: int, most: int, becomes: int) -> None:
+    job = Job.objects.create(
+        status="FAILED", attempt=attempt, max_attempts=most, error="ValueError: no", exception="ValueError",
+        errors=[{"attempt": 0, "error": "older"}], run_at=now() + HOUR, start_by=now() - HOUR,
+        started_at=now() - HOUR, finished_at=now() - MINUTE, expires_at=now() + MINUTE, progress={"done": 9},
+        cancel_requested_at=now(), cancel_forced=True, worker_name="w",
+    )  # fmt: skip
+    assert job.retry(by="ada")
+    job.refresh_from_db()
+    assert (job.status, job.reason, job.attempt, job.max_attempts) == ("READY", "retried by ada", attempt, becomes)
+    assert job.run_at <= now()
+    assert (job.start_by, job.started_at, job.finished_at, job.expires_at, job.progress) == (None,) * 5
+    assert (job.cancel_requested_at, job.cancel_forced, job.error, job.exception) == (None, False, "", "")
+    assert [error["error"] for error in job.errors] == ["older", "ValueError: no"]
+    assert Job.objects.all().skip_not_started(10) == Job.objects.all().delete_expired(10) == 0
+
+
+def test_what_a_person_sets_free_wakes_the_workers(listener: psycopg.Connection) -> None:
+    job = Job.objects.create(status="FAILED", attempt=1)
+    running = Job.objects.create(status="RUNNING")
+    queues = Queue.objects.bulk_create([Queue(name="a"), Queue(name="b", paused=True)])
+    heard(listener)
+    assert job.retry()
+    assert heard(listener) == [("pgwerk_jobs", "")]
+    assert running.cancel()
+    assert heard(listener) == [("pgwerk_jobs", "")]  # its worker is to stop it
+    assert Queue.objects.filter(name__in=[queue.name for queue in queues]).resume() == 1
+    assert heard(listener) == [("pgwerk_jobs", "")]
+    assert not job.retry()
+    assert heard(listener) == []
+
+
+@pytest.mark.parametrize("status", Status)
+def test_only_what_waits_and_nobody_holds_is_skipped_for_its_time_to_start(status: Status) -> None:
+    late, held = (
+        Job.objects.create(status=status, start_by=now() - SECOND, lease_until=lease) for lease in (None, now() + HOUR)
+    )
+    Job.objects.create(status=status, start_by=now() + HOUR)
+    Job.objects.create(status=status)
+    assert Job.objects.all().skip_not_started(10) == (status == Status.READY)
+    late.refresh_from_db(), held.refresh_from_db()
+    assert (late.status, held.status) == ("SKIPPED" if status == Status.READY else status, status)
+
+
+def test_a_queue_keeps_its_first_pause() -> None:
+    Queue.objects.create(name="mail")
+    assert Queue.objects.all().pause(by="ada", reason="first") == 1
+    assert Queue.objects.all().pause(by="bob", reason="second") == 0
+    row = Queue.objects.get()
+    assert (row.paused_by, row.pause_reason) == ("ada", "first")
+
+
+# -- schedules, by hand ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", ["pause", "resume", "trigger", "delete"])
+def test_people_lock_schedules_in_the_order_of_their_names(other_session: psycopg.Connection, act: str) -> None:
+    """As a sync does: two in different orders would wait for each other for ever."""
+    for name in ("b", "a", "c"):
+        make(ago=-HOUR, _name=name)
+    if act == "resume":
+        Schedule.objects.all().pause()
+    with other_session.transaction(force_rollback=True):
+        other_session.execute("SELECT FROM _pgwerk_schedules WHERE name = 'a' FOR UPDATE")
+        thread = threading.Thread(target=lambda: (getattr(Schedule.objects.all(), act)(), connections.close_all()))
+        thread.start()
+        wait_until(waiting_for_a_lock)
+        # It holds none of the later names while it waits for the first.
+        other_session.execute("SELECT FROM _pgwerk_schedules WHERE name IN ('b', 'c') FOR UPDATE NOWAIT")
+    thread.join()
+
+
+def test_nothing_is_said_of_a_resume_that_resumes_nothing() -> None:
+    row, paused = make(ago=-HOUR, _name="runs"), make(ago=-HOUR, _name="paused")
+    paused_too = Schedule.objects.filter(pk=paused.pk)
+    paused_too.pause()
+    told: list[list[str]] = []
+    signals.schedules_resumed.connect(lambda **event: told.append(event["names"]), weak=False, dispatch_uid="test")
+    try:
+        assert Schedule.objects.filter(pk=row.pk).resume() == 0
+        assert Schedule.objects.all().resume() == 1
+    finally:
+        signals.schedules_resumed.disconnect(dispatch_uid="test")
+    assert told == [["paused"]]
+
+
+def test_no_more_runs_are_shown_than_are_left() -> None:
+    row = make(ago=-HOUR, interval=60, _max_runs=5)
+    row.run_count = 3
+    assert row.upcoming(10, now()) == [row.next_run_at, row.next_run_at + MINUTE]
+    row.run_count = 7
+    assert row.upcoming(10, now()) == []
 
 
 # -- functions of the schema -----------------------------------------------------------------------------------------
