@@ -17,6 +17,7 @@ _ALL_WAIT = """
 UPDATE _pgwerk_schedules SET next_run_at = statement_timestamp() - interval '1 s' * (id % 3600), replan = false;
 UPDATE _pgwerk_jobs SET status = 'READY', queue = 'queue-' || ('x' || substr(md5(id::text), 1, 6))::bit(24)::int % 100,
     priority = ('x' || substr(md5(id::text), 7, 6))::bit(24)::int % 3,
+    expires_at = NULL,
     run_at = statement_timestamp() + (('x' || substr(md5(id::text), 13, 6))::bit(24)::int % 1000 - 900) * interval '1 s'
 """
 
