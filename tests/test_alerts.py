@@ -219,6 +219,33 @@ def test_the_alerts_of_a_deleted_schedule_end_in_silence(scheduler: Scheduler) -
     assert not Alert.objects.filter(ended_at=None).exists()
 
 
+def test_the_alerts_of_a_paused_schedule_end_in_silence(scheduler: Scheduler, settings: Any) -> None:
+    settings.PGWERK = {**settings.PGWERK, "MAIL_ADMINS": True}
+    row = make(_name="late", ago=HOUR)
+    assert look() == [("late", "late")]
+    Alert.objects.update(news=False)  # it was mailed
+    scheduler.pause(row.name)
+    assert look() == []
+    assert not Alert.objects.filter(ended_at=None).exists()
+    assert not Alert.objects.filter(news=True).exists()
+
+
+@pytest.mark.parametrize("status", ["FAILED", "SKIPPED"])
+def test_what_happened_long_ago_is_told_to_nobody(status: str) -> None:
+    """As after a restore, or an upgrade from a version without alerts."""
+    ended(make(_name="x", ago=-HOUR), status, ago=HOUR, reason="misfire: …")
+    assert look() == []
+
+
+def test_a_job_of_a_paused_queue_that_is_to_be_handed_over_is_not_late() -> None:
+    row = make(_name="x", ago=-HOUR)
+    Job.objects.create(schedule=row, schedule_name=row.name, run_at=now() - HOUR, target="celery", queue="held")
+    held = Queue.objects.create(name="held", paused=True)
+    assert look() == []
+    held.delete()
+    assert look() == [("x", "late")]
+
+
 def test_an_alert_that_lies_ahead_of_the_clock_ends_and_holds_up_no_mail(settings: Any) -> None:
     """What PostgreSQL's clock has left that was ahead for a moment."""
     settings.PGWERK = {**settings.PGWERK, "MAIL_ADMINS": True} if hasattr(settings, "PGWERK") else {"MAIL_ADMINS": True}

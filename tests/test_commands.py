@@ -15,10 +15,11 @@ from django.db import connection
 from django.db.models.signals import post_init
 from django.test.utils import CaptureQueriesContext
 
-from pgwerk_django import sync
-from pgwerk_django.models import Job, Queue, Schedule, State, Status
+from pgwerk_django import sync, targets
+from pgwerk_django.models import Alert, Job, Queue, Schedule, State, Status
 from pgwerk_django.registry import Registry, define
 from pgwerk_django.scheduler import Scheduler
+from pgwerk_django.targets import ForeignTarget
 from tests.time_travel import HOUR, SECOND, make, make_due, now, reread
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -235,6 +236,30 @@ def test_once_tries_again_what_was_set_aside_and_keeps_house() -> None:
     call_command("runscheduler", "--once", "--on-unregistered=keep")
     assert reread(row).error == ""
     assert not Job.objects.exists()
+
+
+def test_once_hands_over_and_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    class Fake(ForeignTarget):
+        name = "apple"
+        honours = frozenset()
+
+        def function_problems(self, function: str) -> Iterator[str]:
+            yield from ()
+
+        def send(self, job: Job) -> str:
+            sent.append(job.key)
+            return "theirs"
+
+    monkeypatch.setitem(targets.TARGETS, "apple", Fake())
+    Job.objects.create(key="one", target="apple", function="a.b")
+    row = make(interval=3600, _name="newer")
+    Schedule.objects.filter(pk=row.pk).update(overlap="of newer code", next_run_at=now() - HOUR)
+    call_command("runscheduler", "--once", "--on-unregistered=keep")
+    assert sent == ["one"]
+    assert Job.objects.get().status == "FORWARDED"
+    assert list(Alert.objects.values_list("schedule_name", "kind")) == [("newer", "late")]
 
 
 def test_queues(capsys: pytest.CaptureFixture[str]) -> None:

@@ -352,6 +352,33 @@ def test_many_hosts_may_sync_at_once() -> None:
     assert sorted(results) == [(0, 0, [])] * 7 + [(30, 0, [])]
 
 
+def test_a_row_that_somebody_makes_at_that_moment_fails_no_sync(
+    scheduler: Scheduler, other_session: psycopg.Connection
+) -> None:
+    """It stands, and the next sync makes it what code says."""
+    declare()
+    done: list[Any] = []
+
+    def sync() -> None:
+        try:
+            done.append(scheduler.sync())
+        except Exception as error:  # noqa: BLE001
+            done.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=sync)
+    with other_session.transaction():
+        other_session.execute("INSERT INTO _pgwerk_schedules (name, interval) VALUES (%s, 9)", [NAME])
+        thread.start()
+        wait_until(waiting_for_a_lock)
+    thread.join()
+    assert done == [(1, 0, [])]
+    assert scheduler.sync() == (0, 1, [])
+    row = Schedule.objects.get()
+    assert (row.interval, row.function, row.origin) == (3600, NAME, Origin.CODE)
+
+
 def test_two_versions_of_the_code_at_once_do_not_deadlock() -> None:
     """The registry is one a process, so the versions sync through their definitions, in turns, from many threads."""
     from pgwerk_django.registry import Registry, define

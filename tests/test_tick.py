@@ -1001,6 +1001,19 @@ def test_a_policy_from_newer_code_is_left_to_others(scheduler: Scheduler, column
     assert next_due_at > asked_at  # or it would keep schedulers that cannot take it busy
 
 
+def test_a_scheduler_says_what_it_leaves_to_newer_code() -> None:
+    row = make(ago=HOUR, _name="newer")
+    Schedule.objects.filter(pk=row.pk).update(overlap="BUFFER_ALL", origin="api")
+    told: list[str] = []
+    signals.schedule_left_alone.connect(lambda **event: told.append(event["name"]), weak=False, dispatch_uid="test")
+    try:
+        with running():
+            wait_until(lambda: told)
+    finally:
+        signals.schedule_left_alone.disconnect(dispatch_uid="test")
+    assert told == ["newer"]
+
+
 # -- promise 5: every edit is obeyed by the next tick ----------------------------------------------------------------
 
 
