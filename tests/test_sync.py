@@ -3,12 +3,13 @@
 import datetime as dt
 import json
 import threading
+import time
 from typing import Any
 
 import psycopg
 import pytest
 from django.core.management import call_command
-from django.db import connections
+from django.db import OperationalError, connections
 
 from pgwerk_django import schedule, signals, sync
 from pgwerk_django.importers import import_text, json_file
@@ -437,6 +438,20 @@ def test_a_deadlock_with_somebodys_update_is_tried_again(other_session: psycopg.
     thread.join()
     assert done == [(0, 2, [])]
     assert set(Schedule.objects.values_list("queue", "priority")) == {("default", 0)}
+
+
+def test_a_start_waits_for_a_locked_row_no_longer_than_it_says(other_session: psycopg.Connection) -> None:
+    """In between it hears that it is to stop."""
+    declare()
+    Scheduler().sync()
+    declare(interval=60)
+    started = time.monotonic()
+    with other_session.transaction():
+        other_session.execute("SELECT FROM _pgwerk_schedules FOR UPDATE")
+        with pytest.raises(OperationalError) as caught:
+            sync.synchronise(registry, on_unregistered="keep", using="default", lock_timeout=SECOND / 20)
+    assert sync.is_held(caught.value)
+    assert time.monotonic() - started < 5
 
 
 def test_a_row_held_by_a_tick_does_not_stop_an_unchanged_sync(
