@@ -364,6 +364,16 @@ def test_a_look_is_led_by_the_indexes() -> None:
     assert "hashed SubPlan" not in plan, plan
 
 
+def test_a_process_that_starts_lets_a_tick_come_first() -> None:
+    """What waited for this very process is not late."""
+    make(_name="x", ago=HOUR)
+    watch = alerts.Watch(using="default")
+    watch.step()
+    watch.close()
+    assert not Alert.objects.exists()
+    assert look() == [("x", "late")]
+
+
 def test_a_look_that_takes_long_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[float] = []
     clock = iter(itertools.count(0, 2.5))  # each look at the clock is 2.5 s after the one before
