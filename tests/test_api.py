@@ -310,6 +310,19 @@ def test_a_scheduler_may_run_again_after_a_stop() -> None:
     scheduler.run()  # a stop that came first counts
 
 
+def test_a_stop_ends_a_single_pass_after_the_tick_at_hand() -> None:
+    scheduler = Scheduler(on_unregistered="keep")
+    for number in range(3):
+        make(ago=SECOND, _name=f"s{number}")
+    signals.ticked.connect(lambda **event: scheduler.stop(), weak=False, dispatch_uid="test")
+    try:
+        scheduler.run_once(batch_size=1)
+    finally:
+        signals.ticked.disconnect(dispatch_uid="test")
+    assert Job.objects.count() == 1
+    assert Schedule.objects.due().count() == 2
+
+
 def test_a_paused_one_off_that_is_given_another_time_has_that(scheduler: Scheduler) -> None:
     row = scheduler.schedule_in(60, functions.noop)
     scheduler.pause(row.name)
