@@ -51,13 +51,16 @@ class NoMail(BaseEmailBackend):
 class Gate:
     """A door that a test opens, for whoever waits in another process."""
 
+    def __init__(self, name: str = "gate") -> None:
+        self._name = name
+
     def set(self) -> None:
-        (folder() / "gate").touch()
+        (folder() / self._name).touch()
 
     def wait(self, seconds: float = 60) -> None:
         pause = threading.Event()
         deadline = time.monotonic() + seconds
-        while not (folder() / "gate").exists() and time.monotonic() < deadline:
+        while not (folder() / self._name).exists() and time.monotonic() < deadline:
             pause.wait(0.02)
 
 
@@ -188,15 +191,13 @@ def say_progress() -> None:
 
 
 def say_after_gate() -> None:
-    """Say how far it is once the gate is open, and end at the second one."""
+    """Say how far it is once the second gate is open, and end at the third one."""
     job = current_job()
     assert job is not None
-    gate.wait()
+    Gate("second gate").wait()
     job.progress(1, 2, "half")
     write("said")
-    pause = threading.Event()
-    while not (folder() / "second gate").exists():
-        pause.wait(0.02)
+    Gate("third gate").wait()
 
 
 def process_id() -> int:

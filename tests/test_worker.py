@@ -319,7 +319,8 @@ def test_a_lost_job_that_had_begun_spends_its_attempt() -> None:
 def test_a_lost_job_that_somebody_cancelled_is_not_run_again() -> None:
     job = lost(max_attempts=5)
     job.cancel()
-    work()
+    recover_lost(using="default")
+    assert claims_of(1).claim(1, []) == []
     job.refresh_from_db()
     assert (job.status, job.claims) == ("CANCELLED", 1)
 
