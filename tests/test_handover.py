@@ -167,6 +167,22 @@ def test_the_wait_doubles_up_to_a_minute() -> None:
         assert len(set(delays)) > 1  # not all at once
 
 
+def test_what_has_failed_often_waits_longer(apple: Fake) -> None:
+    put("bad", attempt=6)
+    apple.failing["bad"] = ConnectionError("down")
+    hand_over("host:1", using="default")
+    job = Job.objects.get()
+    assert (job.status, job.attempt) == ("READY", 7)
+    assert job.run_at - database_now("default") > 25 * SECOND
+
+
+def test_a_job_that_was_sent_expires_when_it_says(apple: Fake) -> None:
+    put("one", result_ttl=10)
+    hand_over("host:1", using="default")
+    job = Job.objects.get()
+    assert job.expires_at - job.finished_at == 10 * SECOND
+
+
 def test_one_line_says_it_once(apple: Fake, caplog: pytest.LogCaptureFixture) -> None:
     put(*(f"{n}" for n in range(5)))
     apple.failing = {f"{n}": ConnectionError("down") for n in range(5)}
@@ -215,6 +231,7 @@ def test_a_send_that_hangs_holds_up_neither_its_own_target_nor_others(engines: d
     apple.gate.set()
     wait_until(lambda: status("stuck") == "FORWARDED")
     assert sorted(apple.sent) == sorted(["stuck", *(f"{n}" for n in range(20))])
+    assert set(Job.objects.values_list("attempt", "error")) == {(1, "")}  # to wait behind it was no failure
 
 
 def test_a_slow_engine_leaves_others_something_to_send(apple: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +248,21 @@ def test_a_slow_engine_leaves_others_something_to_send(apple: Fake, monkeypatch:
     put(*(f"{n}" for n in range(handover.FIRST_BATCH + 2)))
     assert hand_over("host:1", using="default") == handover.FIRST_BATCH + 2
     assert claimed == [handover.FIRST_BATCH, 1, 1, 1]
+
+
+def test_a_quick_engine_is_sent_more_at_a_time_up_to_a_limit(apple: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed: list[int] = []
+    claim = Outbox.claim
+
+    def counted(self: Outbox, target: str, limit: int) -> list[Job]:
+        claimed.append(limit)
+        return claim(self, target, limit)
+
+    monkeypatch.setattr(Outbox, "claim", counted)
+    monkeypatch.setattr(handover, "BATCH_TAKES", 1e6)  # as if each took no time
+    put(*(f"{n}" for n in range(handover.FIRST_BATCH + 1)))
+    hand_over("host:1", using="default")
+    assert claimed == [handover.FIRST_BATCH, handover.BATCH, handover.BATCH]
 
 
 def test_one_that_hangs_while_it_connects_is_told_on_the_rows(
@@ -343,6 +375,22 @@ def test_a_cancel_that_comes_too_late_is_on_record(apple: Fake) -> None:
     job = Job.objects.get()
     assert (job.status, job.external_id) == ("CANCELLED", "their-one")
     assert job.reason == "cancelled by ada (too late: it had been handed over)"
+
+
+def test_of_a_job_that_its_engine_has_ended_nobody_says_too_late(apple: Fake) -> None:
+    put("one")
+    apple.also = lambda job: Job.objects.update(status="SUCCESSFUL")
+    hand_over("host:1", using="default")
+    job = Job.objects.get()
+    assert (job.status, job.external_id, job.reason) == ("SUCCESSFUL", "their-one", "")
+
+
+def test_a_send_whose_job_another_has_taken_is_told(apple: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    (job,) = put("one")
+    apple.also = lambda job: Job.objects.update(claims=F("claims") + 1)
+    hand_over("host:1", using="default")
+    assert (status("one"), Job.objects.get().external_id) == ("READY", "")
+    assert f"lease_lost job_id={job.pk}" in caplog.text
 
 
 def test_a_cancel_before_is_obeyed(apple: Fake) -> None:

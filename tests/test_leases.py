@@ -10,11 +10,11 @@ import psycopg
 import pytest
 from django.db import connection, connections
 
-from pgwerk_django import outbox, signals
+from pgwerk_django import housekeeping, outbox, signals
 from pgwerk_django.claims import recover_lost
 from pgwerk_django.handover import hand_over
-from pgwerk_django.housekeeping import Recovery, recover_old
-from pgwerk_django.models import Job, Process
+from pgwerk_django.housekeeping import Housekeeping, Recovery, keep_house, recover_old
+from pgwerk_django.models import Alert, Job, Process
 from pgwerk_django.outbox import Outbox
 from pgwerk_django.scheduler import Scheduler
 from pgwerk_django.worker import Worker
@@ -205,6 +205,39 @@ def test_many_lost_jobs_are_found_in_two_looks(recovery: Recovery) -> None:
     recovery.look()
     look_again(recovery)
     assert set(Job.objects.values_list("status", flat=True)) == {"FAILED"}
+
+
+# -- housekeeping ----------------------------------------------------------------------------------------------------
+
+
+def test_a_live_process_deletes_and_skips_batch_by_batch_until_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, other_session: psycopg.Connection
+) -> None:
+    monkeypatch.setattr(housekeeping, "BATCH", 2)
+    for _ in range(5):
+        Job.objects.create(status="SUCCESSFUL", expires_at=now() - SECOND)
+    locked = Job.objects.create(status="SUCCESSFUL", expires_at=now() - HOUR)
+    kept = Job.objects.create(status="SUCCESSFUL", expires_at=now() + HOUR)
+    late = Job.objects.create(start_by=now() - SECOND)
+    dead = Process.objects.create(role="worker", heartbeat_at=now() - 24 * HOUR)
+    Alert.objects.create(kind="late", ended_at=now() - 9999 * HOUR)
+    with other_session.transaction():
+        other_session.execute("SELECT FROM _pgwerk_jobs WHERE id = %s FOR UPDATE", [locked.pk])
+        other_session.execute("SELECT FROM _pgwerk_processes FOR UPDATE")
+        house = Housekeeping(using="default", more_in=0)
+        wait_until(lambda: house.step() or Job.objects.filter(status="SUCCESSFUL").count() == 2, 5)
+        assert Process.objects.exists()
+    assert status(late) == "SKIPPED"
+    assert not Alert.objects.exists()
+    house.clean_up()
+    assert set(Job.objects.filter(status="SUCCESSFUL")) == {kept}
+    assert not Process.objects.filter(pk=dead.pk).exists()
+
+
+def test_a_run_that_does_not_look_twice_skips_what_was_to_start_by_now() -> None:
+    job = Job.objects.create(start_by=now() - SECOND)
+    keep_house(using="default")
+    assert status(job) == "SKIPPED"
 
 
 # -- real processes --------------------------------------------------------------------------------------------------

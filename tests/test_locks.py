@@ -8,12 +8,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import DatabaseError, connection, connections
+from django.db import DatabaseError, connection, connections, transaction
 
+from pgwerk_django import housekeeping
 from pgwerk_django import worker as workers
 from pgwerk_django.claims import Claim, Claims
 from pgwerk_django.execution import Outcome
 from pgwerk_django.guarded import Size, Written
+from pgwerk_django.housekeeping import Housekeeping
 from pgwerk_django.jobs import enqueue
 from pgwerk_django.models import Job, Process
 from pgwerk_django.sqlstates import Refusal, refusal_of
@@ -136,6 +138,29 @@ def test_the_job_whose_row_is_refused_is_found_and_the_others_are_written(
     trigger("NEW.key = '4'", "RAISE EXCEPTION 'not this one'")
     written = write(claims, held)
     assert (len(written), set(written.refused), written.busy) == (8, {bad}, set())
+
+
+def test_each_job_gets_its_own_values_where_others_are_refused_or_locked(
+    trigger: Any, other_session: psycopg.Connection
+) -> None:
+    claims, held = claimed(9)
+    keys = dict(Job.objects.values_list("pk", "key"))
+    trigger("NEW.key = '4'", "RAISE EXCEPTION 'not this one'")
+    locked = next(pk for pk, key in keys.items() if key == "1")
+    with locking(other_session, locked):
+        written = claims.finish([(each, Outcome.success(keys[each[0]])) for each in held])
+    assert len(written) == 7
+    results = Job.objects.filter(status="SUCCESSFUL").values_list("key", "result")
+    assert sorted(results) == [(key, key) for key in "0235678"]
+
+
+def test_a_transaction_of_the_callers_keeps_its_own_lock_timeout() -> None:
+    claims, held = claimed(1)
+    with transaction.atomic(), connection.cursor() as cursor:
+        claims.renew(held)
+        claims.claim(1, [])
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone()[0] != "100ms"
 
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
@@ -437,6 +462,33 @@ def test_claims_of_large_rows_shrink_until_they_fit(limited: None, monkeypatch: 
     with working(concurrency=1, threads=20):
         wait_until(lambda: ended(*map(str, range(20))))
     assert limits[0] > limits[-1]
+
+
+def clean_up(times: int) -> None:
+    house = Housekeeping(using="default")
+    for _ in range(times):
+        house.clean_up()
+
+
+def test_a_clean_up_that_is_cancelled_is_tried_with_fewer(limited: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "BATCH", 8)
+    for _ in range(8):
+        Job.objects.create(status="SUCCESSFUL", expires_at=now() - SECOND)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN OLD; END $$;
+            CREATE TRIGGER slow BEFORE DELETE ON _pgwerk_jobs FOR EACH ROW EXECUTE FUNCTION slow()
+            """
+        )
+    try:
+        thread = threading.Thread(target=lambda: (clean_up(times=6), connections.close_all()))
+        thread.start()
+        thread.join(20)
+        assert not Job.objects.exists()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TRIGGER slow ON _pgwerk_jobs; DROP FUNCTION slow")
 
 
 def test_results_that_are_too_large_together_go_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
