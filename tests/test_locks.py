@@ -285,6 +285,40 @@ def test_a_lock_that_goes_before_the_end_costs_nothing(manage: Any, other_sessio
     assert status("locked") == "SUCCESSFUL"
 
 
+def test_a_lock_that_keeps_a_running_job_from_being_handed_back_is_told(other_session: psycopg.Connection) -> None:
+    locked = enqueue(functions.wait_for_gate, _key="locked")
+    assert locked is not None
+    with working(concurrency=1, shutdown_timeout=0) as worker:
+        wait_until(lambda: Job.objects.filter(started_at__isnull=False).exists())
+        with locking(other_session, locked.pk):
+            worker.stop()
+            wait_until(lambda: not Process.objects.exists())
+            wait_until(lambda: worker.unsettled == ["locked"], 5)
+    assert status("locked") == "RUNNING"  # its lease runs out
+
+
+def test_a_locked_job_that_waits_for_its_turn_is_handed_back_after_the_lock(
+    other_session: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other job that waits behind the long one is handed back during the lock."""
+    monkeypatch.setattr(workers, "LONGEST_AHEAD", 60)
+    Job.objects.bulk_create([Job(function="tests.functions.noop") for _ in range(100)])
+    with working(concurrency=1):
+        wait_until(lambda: Job.objects.filter(status="SUCCESSFUL").count() == 100)  # so it claims ahead
+        long = Job(function="tests.functions.wait_for_gate", key="long", priority=1)
+        Job.objects.bulk_create([long, *(Job(function="tests.functions.noop", key=f"{n}") for n in range(2))])
+        wait_until(lambda: Job.objects.filter(status="RUNNING").count() == 3)
+        with locking(other_session, Job.objects.get(key="1").pk):
+            monkeypatch.setattr(workers, "LONGEST_AHEAD", 0.5)
+            wait_until(lambda: status("0") == "READY")
+            assert status("1") == "RUNNING"
+        wait_until(lambda: status("1") == "READY", 10)
+        assert status("long") == "RUNNING"
+        functions.gate.set()
+        wait_until(lambda: ended("0", "1", "long"))
+    assert set(Job.objects.values_list("status", "attempt")) == {("SUCCESSFUL", 1)}
+
+
 def test_a_locked_job_delays_no_schedule_of_a_scheduler_with_a_worker(
     manage: Any, other_session: psycopg.Connection
 ) -> None:

@@ -218,6 +218,19 @@ def test_what_is_unknown_holds_up_nothing_else() -> None:
     assert more.finished_at - more.enqueued_at < 2 * SECOND
 
 
+@pytest.mark.process
+def test_what_is_released_is_reported_neither_as_failed_nor_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    job = make_job("tests.older_code.added", key="new")
+    with working():
+        wait_until(lambda: Job.objects.filter(unknown_since__isnull=False).exists())
+        became(given(functions.add, 1))
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("READY", 0)
+    assert "jobs_unknown function=tests.older_code.added jobs=new" in caplog.text
+    for event in ("lease_lost", "job_failed", "jobs_unsettled", "jobs_handed_back"):
+        assert event not in caplog.text
+
+
 def test_the_admin_says_that_it_waits_for_a_worker_that_knows_it(admin_client: Client) -> None:
     row = make("shop.tasks.new", _name="new", _queue="reports")
     for _ in range(3):

@@ -16,7 +16,7 @@ from pgwerk_django.execution import Outcome, backoff_before
 from pgwerk_django.jobs import aenqueue, current_job, enqueue, pause_queue, resume_queue
 from pgwerk_django.models import Job, Process, Schedule
 from pgwerk_django.scheduler import Scheduler
-from pgwerk_django.worker import Worker
+from pgwerk_django.worker import LINGER, Worker
 from tests import functions
 from tests.time_travel import HOUR, MINUTE, SECOND, make, now
 from tests.waiting import wait_until
@@ -505,6 +505,28 @@ def test_stopping_finishes_what_runs() -> None:
     waiting.refresh_from_db()
     assert (job.status, waiting.status) == ("SUCCESSFUL", "READY")
     assert not Process.objects.exists()
+
+
+def test_a_stop_amid_a_step_claims_nothing_more() -> None:
+    worker = Worker(concurrency=1)
+    first = enqueue(functions.noop)
+    assert first is not None
+
+    def has_run() -> bool:
+        worker.step()
+        first.refresh_from_db()
+        return first.status == "SUCCESSFUL"
+
+    try:
+        wait_until(has_run)  # a process is free for the next job
+        worker.stop()
+        waiting = enqueue(functions.noop)
+        assert waiting is not None
+        wait_until(lambda: worker.step() > LINGER)  # it has nothing to do soon
+        waiting.refresh_from_db()
+        assert (waiting.status, waiting.claims) == ("READY", 0)
+    finally:
+        worker.close()
 
 
 def test_what_does_not_finish_in_time_is_handed_back_without_spending_an_attempt(
