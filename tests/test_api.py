@@ -323,6 +323,14 @@ def test_a_stop_ends_a_single_pass_after_the_tick_at_hand() -> None:
     assert Schedule.objects.due().count() == 2
 
 
+def test_a_single_pass_ticks_batch_after_batch_until_nothing_is_due() -> None:
+    for number in range(3):
+        make(ago=SECOND, _name=f"s{number}")
+    Scheduler(on_unregistered="keep").run_once(batch_size=1)
+    assert Job.objects.count() == 3
+    assert not Schedule.objects.due().exists()
+
+
 def test_a_paused_one_off_that_is_given_another_time_has_that(scheduler: Scheduler) -> None:
     row = scheduler.schedule_in(60, functions.noop)
     scheduler.pause(row.name)
