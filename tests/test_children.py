@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -178,6 +179,17 @@ def test_a_process_that_dies_has_its_job_tried_again() -> None:
     work()
     job.refresh_from_db()
     assert (job.status, job.attempt, len(job.errors)) == ("FAILED", 3, 2)
+
+
+def test_jobs_that_a_dead_process_had_not_started_run_in_another(notes: Path) -> None:
+    enqueue_many(functions.die_if_told, [[]] * 200)
+    with working():
+        wait_until(lambda: Job.objects.filter(status="SUCCESSFUL").count() == 200)  # so it is known to be short
+        (notes / "die").touch()
+        enqueue_many(functions.die_if_told, [[]] * 30)
+        wait_until(lambda: not Job.objects.filter(status__in=["READY", "RUNNING"]).exists())
+    assert Job.objects.filter(status="FAILED").count() == 1
+    assert set(Job.objects.values_list("attempt", flat=True)) == {1}
 
 
 def test_an_idle_process_that_dies_is_replaced() -> None:

@@ -319,6 +319,52 @@ def test_a_locked_job_that_waits_for_its_turn_is_handed_back_after_the_lock(
     assert set(Job.objects.values_list("status", "attempt")) == {("SUCCESSFUL", 1)}
 
 
+def count_busy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Written]:
+    """What this method of `Claims` answers from now on, when it found a row locked."""
+    found: list[Written] = []
+    method = getattr(Claims, name)
+
+    def counted(self: Claims, *args: Any, **options: Any) -> Any:
+        written = method(self, *args, **options)
+        if written.busy:
+            found.append(written)
+        return written
+
+    monkeypatch.setattr(Claims, name, counted)
+    return found
+
+
+def drop_trigger() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TRIGGER refuses ON _pgwerk_jobs")
+
+
+def test_a_job_of_an_unknown_function_is_released_after_a_lock(trigger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = count_busy(monkeypatch, "release")
+    trigger("NEW.unknown_since IS NOT NULL", "RAISE SQLSTATE '55P03'")  # as if its row were locked
+    job = Job.objects.create(function="tests.older_code.added", key="new")
+    with working(concurrency=1):
+        wait_until(lambda: found)
+        drop_trigger()
+        wait_until(lambda: Job.objects.exclude(status="RUNNING").exists())
+    job.refresh_from_db()
+    assert (job.status, job.attempt, job.error, job.unknown_since is None) == ("READY", 0, "", False)
+
+
+def test_the_start_of_a_job_is_written_after_a_lock(trigger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the job would spend no attempt when its worker is killed."""
+    found = count_busy(monkeypatch, "begin")
+    trigger("NEW.started_at IS NOT NULL AND NEW.status = 'RUNNING'", "RAISE SQLSTATE '55P03'")  # as if it were locked
+    enqueue(functions.wait_for_gate, _key="long")
+    with working(concurrency=1):
+        wait_until(lambda: found)
+        drop_trigger()
+        wait_until(lambda: Job.objects.filter(prefetched=False, started_at__isnull=False).exists(), 10)
+        assert status("long") == "RUNNING"
+        functions.gate.set()
+    assert status("long") == "SUCCESSFUL"
+
+
 def test_a_locked_job_delays_no_schedule_of_a_scheduler_with_a_worker(
     manage: Any, other_session: psycopg.Connection
 ) -> None:
