@@ -365,6 +365,18 @@ def test_the_start_of_a_job_is_written_after_a_lock(trigger: Any, monkeypatch: p
     assert status("long") == "SUCCESSFUL"
 
 
+def test_the_last_try_of_a_worker_that_stops_waits_for_no_pause(trigger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FIRST_AGAIN", 60)
+    monkeypatch.setattr(workers, "LONGEST_AGAIN", 60)
+    found = count_busy(monkeypatch, "finish")
+    trigger("NEW.status = 'SUCCESSFUL'", "RAISE SQLSTATE '55P03'")  # as if its row were locked
+    enqueue(functions.noop, _key="locked")
+    with working(concurrency=1, shutdown_timeout=0) as worker:
+        wait_until(lambda: found)
+        drop_trigger()
+    assert (status("locked"), worker.unsettled) == ("SUCCESSFUL", [])
+
+
 def test_a_locked_job_delays_no_schedule_of_a_scheduler_with_a_worker(
     manage: Any, other_session: psycopg.Connection
 ) -> None:
