@@ -63,7 +63,7 @@ def check_tenants(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
         checks.Warning(
             "pgwerk_django is in TENANT_APPS: a job that is enqueued in a tenant's schema stays there, and no worker reads it",
             hint="List 'pgwerk_django' in SHARED_APPS only, and keep the tenant in the job's arguments or meta.",
-            id="pgwerk_django.W004",
+            id="pgwerk_django.W006",
         )
     ]
 

@@ -138,9 +138,9 @@ def test_a_hook_that_is_not_there_is_found_by_check(settings: Any, path: str, me
 
 
 def test_a_queue_for_each_tenant_is_found_by_check(settings: Any) -> None:
-    assert "pgwerk_django.W004" not in found()
+    assert "pgwerk_django.W006" not in found()
     settings.SHARED_APPS = settings.TENANT_APPS = ["pgwerk_django"]
-    assert "no worker reads it" in found()["pgwerk_django.W004"]
+    assert "no worker reads it" in found()["pgwerk_django.W006"]
 
 
 @process
