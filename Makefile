@@ -23,7 +23,7 @@ demo: $(READY)  ## a shop with a web server, a scheduler and a worker, on its ow
 test: $(READY)  ## the whole suite (ARGS="-k name" for a part of it)
 	@$(BIN)/python -m pytest $(ARGS)
 
-quick: $(READY)  ## the tests that need no process, browser or engine and try no lists of values, in less than two minutes (ARGS="tests/test_tick.py")
+quick: $(READY)  ## the tests that need no process, browser or engine and try no lists of values, in two to three minutes (ARGS="tests/test_tick.py")
 	@$(BIN)/python -m pytest -m "not (process or browser or engine or property)" $(ARGS)
 
 chaos: $(READY)  ## faults against real processes, and an audit of what is left (ARGS="--seed 7 --minutes 5 --only kill,freeze", ARGS=--help)

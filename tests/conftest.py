@@ -27,6 +27,7 @@ MARKED_BY_FIXTURE = {
     "browser": {"driver"},
     "engine": {"redis", "engine"},
 }
+TRY_MANY_VALUES = ("test_hostile_", "test_admin_lookups", "test_admin_numbers")  # files: `property`, too
 _started_processes: list[str] = []
 
 
@@ -45,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, fixtures in MARKED_BY_FIXTURE.items():
             if fixtures.intersection(getattr(item, "fixturenames", ())):
                 item.add_marker(marker)
-        if item.path.name.startswith("test_hostile_") or getattr(
+        if item.path.name.startswith(TRY_MANY_VALUES) or getattr(
             getattr(item, "obj", None), "is_hypothesis_test", False
         ):
             item.add_marker("property")
