@@ -49,6 +49,9 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="say what the faults are")
     options = parser.parse_args()
+    for name in ("json", "records"):  # now, not after minutes of faults
+        if (path := getattr(options, name)) and path.is_dir():
+            parser.error(f"--{name} must name a file, got the folder {str(path)!r}")
     if options.list:
         for name, fault in FAULTS.items():
             print(f"{name:10}  {fault.says}")
