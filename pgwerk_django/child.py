@@ -314,7 +314,7 @@ class Running:
         self.job.ask_to_stop()
 
     def frames(self) -> "Iterator[FrameType]":
-        """Where it is now, the outermost frame first."""
+        """Return the stack of the job as it is now, the outermost frame first."""
         task, thread = self._task, self._thread
         if task is not None:
             coroutine: Any = task.get_coro()

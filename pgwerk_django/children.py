@@ -304,7 +304,7 @@ class Children:
             self._last_free = now
 
     def state(self) -> dict[str, Any]:
-        """What `health` judges a worker by, in the row of its process. Durations are seconds, 0 when it is not so."""
+        """Return the figures by which `health` judges this worker. Durations are seconds; 0 means that nothing is wrong."""
         now = time.monotonic()
         up = [child for child in self if child.up and not child.retired]
         unanswered = [now - child.asked if child.asked is not None else 0 for child in up]

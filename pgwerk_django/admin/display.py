@@ -161,7 +161,7 @@ def lateness_of(job: Any) -> str:
 
 
 def unknown_in_words(function: str, jobs: int) -> str:
-    """What is said of jobs whose function no worker's code has had so far."""
+    """Return the text for jobs that wait because no worker has had their function so far."""
     words = ngettext(
         "%(n)d job waits for a worker that knows %(function)s.",
         "%(n)d jobs wait for a worker that knows %(function)s.",

@@ -37,7 +37,7 @@ from pgwerk_django.history import jobs_named
 from pgwerk_django.models import Job, Schedule, Status, atomic
 
 MOST_SEARCHED = 100_000  # the newest jobs: no index helps to find a part of a word among millions
-# What is history and may be deleted: jobs that neither wait nor run. Where an engine tells the end, what was handed over goes on.
+# Jobs that may be deleted: they neither wait nor run. A forwarded job still runs if its engine reports the end.
 _FINAL = (Status.SUCCESSFUL, Status.FAILED, Status.SKIPPED, Status.CANCELLED)
 ENDED = Q(status__in=_FINAL) | Q(status=Status.FORWARDED, finished_at__isnull=False)
 OUTCOME = ("reason", "error", "errors", "result", "progress")
@@ -216,7 +216,7 @@ class JobAdmin(ActingPage, ReadOnlyPage):
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         listed, counts, lacking, protected = super().get_deleted_objects(objs, request)
-        # Of a list that is one job, which has been judged.
+        # The list holds one job, which has been checked.
         protected += [str(job) for job in objs.exclude(ENDED)[:MOST_LISTED]] if isinstance(objs, QuerySet) else []
         return listed, counts, lacking, protected
 

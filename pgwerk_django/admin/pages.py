@@ -30,7 +30,7 @@ from pgwerk_django.masking import masked, masked_args
 # Since Django 6.1 the block `object-tools` is in a row with the heading, and breadcrumbs are a list.
 TOOLS_ARE_BESIDE_THE_HEADING = BREADCRUMBS_ARE_A_LIST = django.VERSION >= (6, 1)
 MOST_LISTED = 100  # rows that a confirmation page names
-# What a query string may ask of a column that it may name at all. No patterns: an invalid one is an error of PostgreSQL.
+# Lookups that a query string may use on an admitted column. No patterns: PostgreSQL raises an error for an invalid one.
 LOOKUPS = ("exact", "in", "isnull", "gt", "gte", "lt", "lte")
 OF_FILTERS = ("isempty", "id__exact")  # Django's filters of empty values and of related rows ask by these, too
 
